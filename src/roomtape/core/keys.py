@@ -1,0 +1,29 @@
+"""Names of stored objects, built from our own ids only; never a client's file name."""
+
+import re
+from hashlib import sha256
+from uuid import UUID
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+DEFAULT_TENANT = "default"
+
+
+def user_part(user_id: str) -> str:
+    """A user id as keys have it: itself where it is harmless, else `u-` and 32 hex digits of its sha256."""
+    return user_id if _PLAIN.fullmatch(user_id) else "u-" + sha256(user_id.encode()).hexdigest()[:32]
+
+
+def meeting_prefix(tenant: str, user_id: str, meeting_id: UUID) -> str:
+    """`{userId}/{meetingId}/`; tenants other than `default` stand before it."""
+    before = "" if tenant == DEFAULT_TENANT else user_part(tenant) + "/"
+    return f"{before}{user_part(user_id)}/{meeting_id}/"
+
+
+def chunk_key(prefix: str, recording_id: UUID, track: str, index: int, digest: str) -> str:
+    """The object of one segment; the digest in the name makes two different bodies two objects."""
+    return f"{prefix}{recording_id}/chunks/{user_part(track)}/{index:010d}-{digest[:32]}"
+
+
+def artifact_key(prefix: str, recording_id: UUID, kind: str, recipe: str) -> str:
+    """The object of an artifact made by `recipe` (a digest of everything that goes in)."""
+    return f"{prefix}{recording_id}/artifacts/{kind}-{recipe[:32]}"

@@ -1,0 +1,1 @@
+"""Floor 2: what people see of recordings: catalog, playback, retention."""

@@ -1,0 +1,1 @@
+"""Floor 1: containers, codecs and the only door to decoders."""

@@ -1,0 +1,1 @@
+"""Floor 1: where bytes lie, and when they are durable."""

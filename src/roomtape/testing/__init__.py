@@ -1,0 +1,1 @@
+"""Shipped to users: synthetic meetings with known content and stand-ins for other people's servers."""

@@ -1,0 +1,1 @@
+"""Floor 3: the HTTP door: parse, call one function, render."""
