@@ -1,0 +1,105 @@
+"""uvicorn's h11 protocol with what it lacks: time limits for headers and bodies, and file bytes that go out by sendfile."""
+
+import asyncio
+from typing import Any, BinaryIO
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+HEADER_TIMEOUT_S = 10.0
+BODY_WINDOW_S = 30.0
+BODY_FLOOR_BYTES = 30_000  # 1 kB/s over the window
+STALL_S = 60.0  # a reader that takes nothing for so long is cut
+_AT_ONCE = 4 << 20  # sendfile calls are bounded, so that the stall limit sees progress
+
+
+class _Placeholder:
+    """Stands for `size` bytes that leave by another way: h11 counts them and passes the object through."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class RopeProtocol(H11Protocol):
+    """Given to uvicorn as `http=`; responses find it as `scope["state"]["connection"]`."""
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
+        self._watch: asyncio.TimerHandle | None = None
+        self._came = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_due)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._came += len(data)
+        super().data_received(data)
+        waiting = self.conn.their_state is h11.IDLE
+        if self._watch is None and waiting and self.conn.trailing_data[0]:  # a second request has begun to drip in
+            self._watch = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_due)
+        elif not waiting and (self._watch is None or self._watch_is_for_headers):
+            self._unwatch()
+            if self.conn.their_state is h11.SEND_BODY:
+                self._expect_body()
+
+    @property
+    def _watch_is_for_headers(self) -> bool:
+        return self._watch is not None and self._watch._callback == self._headers_due  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _expect_body(self) -> None:
+        self._came = 0
+        self._watch = self.loop.call_later(BODY_WINDOW_S, self._body_due)
+
+    def _headers_due(self) -> None:
+        self._watch = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.abort()
+
+    def _body_due(self) -> None:
+        self._watch = None
+        if self.conn.their_state is not h11.SEND_BODY or self.transport.is_closing():
+            return
+        if self._came < BODY_FLOOR_BYTES and not self.flow.read_paused:  # our own back-pressure is not the sender's fault
+            self.transport.abort()
+            return
+        self._expect_body()
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    async def send_file(self, file: BinaryIO, offset: int, size: int) -> None:
+        """Sends bytes of a file as part of the running response's body, without bringing them into this process.
+
+        Raises ConnectionError when the reader is gone or takes nothing for STALL_S.
+        """
+        end = offset + size
+        while offset < end:
+            if self.transport.is_closing():
+                raise ConnectionResetError
+            count = min(end - offset, _AT_ONCE)
+            sent = self.conn.send_with_data_passthrough(h11.Data(data=_Placeholder(count)))  # type: ignore[arg-type]
+            for part in sent or []:
+                if not isinstance(part, _Placeholder):  # the frame of a chunked body
+                    self.transport.write(part)
+            try:
+                async with asyncio.timeout(STALL_S):
+                    done = await self.loop.sendfile(self.transport, file, offset, count, fallback=False)
+            except TimeoutError as late:
+                self.transport.abort()
+                raise ConnectionResetError from late
+            if done != count:  # the object is shorter than its row says: never pad, never lie
+                self.transport.abort()
+                raise ConnectionResetError
+            offset += count

@@ -1,0 +1,89 @@
+"""Answers made of ropes: ranges, ETags and HEAD over generated heads and untouched objects."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from roomtape.core.ports import Store
+from roomtape.core.rope import Literal, Rope, Span
+from roomtape.web.protocol import RopeProtocol
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_SMALL = 16 << 10  # below this, reading is cheaper than sendfile's bookkeeping
+
+
+class RopeResponse(Response):
+    """A rope as a body; one range at most (several are answered with the whole, as RFC 9110 allows)."""
+
+    def __init__(self, rope: Rope, store: Store, *, media_type: str, etag: str, headers: Mapping[str, str] | None = None) -> None:
+        """`etag`: a strong validator of exactly these bytes, without quotes."""
+        super().__init__(media_type=media_type, headers=dict(headers or {}))
+        del self.headers["content-length"]
+        self.rope = rope
+        self.store = store
+        self.headers["accept-ranges"] = "bytes"
+        self.headers["etag"] = f'"{etag}"'
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (the ASGI shape)
+        asked = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        start, stop = self._judge(asked)
+        self.headers["content-length"] = str(stop - start)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if scope["method"] != "HEAD":
+            await self._body(scope, send, start, stop)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _judge(self, asked: Mapping[str, str]) -> tuple[int, int]:
+        etag = self.headers["etag"]
+        if etag in [tag.strip() for tag in asked.get("if-none-match", "").split(",")]:
+            self.status_code = 304
+            return 0, 0
+        if asked.get("if-range", etag) != etag or "range" not in asked:
+            return 0, self.rope.size
+        found = parse_range(asked["range"], self.rope.size)
+        if found is None:
+            return 0, self.rope.size
+        start, stop = found
+        if start >= stop:
+            self.status_code = 416
+            self.headers["content-range"] = f"bytes */{self.rope.size}"
+            return 0, 0
+        self.status_code = 206
+        self.headers["content-range"] = f"bytes {start}-{stop - 1}/{self.rope.size}"
+        return start, stop
+
+    async def _body(self, scope: Scope, send: Send, start: int, stop: int) -> None:
+        connection = scope.get("state", {}).get("connection")
+        for piece in self.rope.slice(start, stop):
+            if isinstance(piece, Literal):
+                await send({"type": "http.response.body", "body": piece.body, "more_body": True})
+                continue
+            path = self.store.path(piece.key)
+            if path is not None and isinstance(connection, RopeProtocol) and scope["scheme"] == "http" and piece.size > _SMALL:
+                await _by_sendfile(connection, path, piece)
+                continue
+            async for block in self.store.read(piece.key, piece.offset, piece.offset + piece.size):
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+
+
+async def _by_sendfile(connection: RopeProtocol, path: Path, piece: Span) -> None:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:  # noqa: ASYNC230, PTH123
+        await connection.send_file(file, piece.offset, piece.size)
+
+
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """`bytes=a-b` as start ≤ n < stop; an empty one (start ≥ stop) cannot be satisfied; None: not one plain range, answer the whole."""
+    found = _RANGE.fullmatch(header.strip())
+    if found is None or (not found[1] and not found[2]) or len(header) > 64:
+        return None
+    if not found[1]:
+        return max(0, size - int(found[2])), size
+    start = int(found[1])
+    stop = min(int(found[2]) + 1, size) if found[2] else size
+    if found[2] and int(found[2]) < start:
+        return None
+    return start, stop
