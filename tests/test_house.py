@@ -24,7 +24,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 def breaches(place: str, source: str) -> list[str]:
     """What a file at `place` (relative to src/roomtape) does that its floor forbids."""
     tree = ast.parse(source)
-    room = place.split("/")[0]
+    room = place.split("/", maxsplit=1)[0]
     found = [f"{place}: {source.count(chr(10))} lines"] if source.count("\n") > LONGEST_FILE else []
     for node in ast.walk(tree):
         names = imported(node)
@@ -36,7 +36,7 @@ def breaches(place: str, source: str) -> list[str]:
             found += [f"{place}:{inner.lineno} imports inside {node.name}" for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)]
         if isinstance(node, ast.ExceptHandler) and place not in SUPERVISORS and is_broad(node):
             found.append(f"{place}:{node.lineno} catches everything")
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and place.split("/")[0] not in {"db"} and looks_like_sql(node.value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and place.split("/", maxsplit=1)[0] != "db" and looks_like_sql(node.value):
             found.append(f"{place}:{node.lineno} has SQL outside db")
     return found
 

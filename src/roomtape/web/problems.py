@@ -1,0 +1,65 @@
+"""Every error as RFC 9457 problem details with a stable code and a sentence; the web's supervisor for what nobody foresaw."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from roomtape.core.errors import BadInput, NotSignedIn, RoomtapeError
+
+log = structlog.get_logger()
+
+
+def problem(status: int, code: str, detail: str, *, retry_after_s: int | None = None, **facts: Any) -> JSONResponse:
+    """One problem document; 429, 503 and 507 always say when to come back."""
+    headers = {}
+    if status in {429, 503, 507}:
+        headers["retry-after"] = str(retry_after_s or 5)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail, **facts}
+    return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
+
+
+async def _ours(_: Request, wrong: Exception) -> JSONResponse:
+    assert isinstance(wrong, RoomtapeError)
+    if wrong.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("request.failed", code=wrong.code, fault=wrong.fault.value)
+    return problem(wrong.status, wrong.code, wrong.message, retry_after_s=wrong.retry_after_s, **wrong.facts)
+
+
+async def _invalid(_: Request, wrong: Exception) -> JSONResponse:
+    assert isinstance(wrong, RequestValidationError)
+    if any(error["loc"] and error["loc"][0] == "path" for error in wrong.errors()):
+        return problem(404, "not_found", "There is no such thing, or you may not see it.")  # a malformed id answers as an unknown one
+    fields = [{"field": ".".join(str(part) for part in error["loc"][1:]), "message": error["msg"]} for error in wrong.errors()]
+    names = "; ".join(f"{field['field'] or 'body'}: {field['message']}" for field in fields[:5])
+    return problem(422, BadInput.default_code, f"The request is not understood: {names}.", errors=fields)
+
+
+async def _plain(_: Request, wrong: Exception) -> JSONResponse:
+    assert isinstance(wrong, HTTPException)
+    codes = {401: NotSignedIn.default_code, 404: "not_found", 405: "method_not_allowed"}
+    sentences = {404: "There is no such page or route.", 405: "This route does not take this method."}
+    return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))
+
+
+async def unforeseen(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
+    """The supervisor: an error nobody foresaw is logged whole and answered without its insides."""
+    try:
+        return await call_next(request)
+    except Exception:
+        log.exception("request.crashed", method=request.method)
+        return problem(500, "internal", "Something went wrong on our side; it was logged. Nothing was acknowledged: try again.")
+
+
+def install(app: FastAPI) -> None:
+    """Puts the handlers into an app."""
+    app.add_exception_handler(RoomtapeError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _plain)
