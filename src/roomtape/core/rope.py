@@ -1,7 +1,7 @@
 """A rope: one file's bytes as generated literals and ranges of stored objects, so that media is never copied to be served."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -35,15 +35,31 @@ Piece = Literal | Span
 
 
 @dataclass(frozen=True, slots=True)
-class Rope:
-    """Pieces in order; pieces of size 0 are left out and touching pieces of one object are joined."""
+class Lazy:
+    """`size` bytes in many small pieces, made only when they are asked for: an hour of blocks with generated headers is 400,000 pieces, a request needs some."""
 
-    pieces: tuple[Piece, ...]
+    size: int
+    make: Callable[[], Iterable[Piece]] = field(repr=False)
+
+    def slice(self, start: int, stop: int) -> Iterator[Piece]:
+        made = Rope.of(self.make())
+        assert made.size == self.size, f"{made.size} bytes made, {self.size} promised"
+        return made.slice(start, stop)
+
+
+Part = Piece | Lazy
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Parts in order; parts of size 0 are left out and touching pieces of one object are joined."""
+
+    pieces: tuple[Part, ...]
     starts: tuple[int, ...] = field(repr=False)
     size: int
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece]) -> "Rope":
+    def of(cls, pieces: Iterable[Part]) -> "Rope":
         joined = tuple(_joined(pieces))
         starts, at = [], 0
         for piece in joined:
@@ -56,14 +72,61 @@ class Rope:
         stop = min(stop, self.size)
         at = bisect_right(self.starts, start) - 1
         while start < stop:
-            piece, first = self.pieces[at], self.starts[at]
-            end = min(first + piece.size, stop)
-            yield piece.cut(start - first, end - first)
+            part, first = self.pieces[at], self.starts[at]
+            end = min(first + part.size, stop)
+            if isinstance(part, Lazy):
+                yield from part.slice(start - first, end - first)
+            else:
+                yield part.cut(start - first, end - first)
             start, at = end, at + 1
 
 
-def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    held: Piece | None = None
+@dataclass(frozen=True, slots=True)
+class Woven:
+    """Small pieces of one object that are near each other: `read` fetches them all at once, `weave` puts them in order."""
+
+    read: Span
+    pieces: tuple[Piece, ...]
+    size: int
+
+    def weave(self, body: bytes) -> bytes:
+        """The bytes of the pieces, out of the bytes of `read`."""
+        base, view = self.read.offset, memoryview(body)
+        return b"".join(piece.body if isinstance(piece, Literal) else view[piece.offset - base : piece.offset - base + piece.size] for piece in self.pieces)
+
+
+def woven(pieces: Iterable[Piece], *, small: int = 64 << 10, most: int = 1 << 20) -> Iterator[Piece | Woven]:
+    """The same bytes with few reads: runs of pieces below `small` bytes over one object, going forward, become one read of at most `most` bytes.
+
+    Whoever sends a rope pays for each read and each system call; 190 blocks of 2 kB are one read here. Large spans stay as they are, for sendfile.
+    """
+    held: list[Piece] = []
+    key, start, stop = "", 0, 0
+    for piece in pieces:
+        if isinstance(piece, Span):
+            near = piece.size < small and (not key or (piece.key == key and stop <= piece.offset <= stop + small and piece.offset + piece.size - start <= most))
+            if not near:
+                yield from _read_at_once(held, key, start, stop)
+                held, key = [], ""
+            if piece.size >= small:
+                yield piece
+                continue
+            if not key:
+                key, start = piece.key, piece.offset
+            stop = piece.offset + piece.size
+        held.append(piece)
+    yield from _read_at_once(held, key, start, stop)
+
+
+def _read_at_once(held: list[Piece], key: str, start: int, stop: int) -> Iterator[Piece | Woven]:
+    if len(held) < 2 or not key:
+        yield from held
+        return
+    yield Woven(Span(key, start, stop - start), tuple(held), sum(piece.size for piece in held))
+
+
+def _joined(pieces: Iterable[Part]) -> Iterator[Part]:
+    held: Part | None = None
     for piece in pieces:
         if not piece.size:
             continue
