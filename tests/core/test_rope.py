@@ -1,10 +1,9 @@
 """Ropes: any range of a rope is the same range of the file it stands for."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtape.core.rope import Literal, Piece, Rope, Span, pack, unpack
+from roomtape.core.rope import Literal, Piece, Rope, Span
 
 OBJECTS = {"a": bytes(range(256)) * 4, "b": bytes(reversed(range(256))) * 4}
 
@@ -24,17 +23,6 @@ def test_a_slice_gives_the_bytes_of_the_file(pieces: list[Piece], start: int, st
     assert written(list(rope.slice(start, stop))) == written(pieces)[start:stop]
 
 
-@given(ropes)
-def test_a_packed_rope_comes_back(pieces: list[Piece]) -> None:
-    rope = Rope.of(pieces)
-    assert unpack(pack(rope)) == rope
-
-
 def test_touching_pieces_become_one() -> None:
     rope = Rope.of([Span("a", 0, 5), Span("a", 5, 5), Literal(b"x"), Literal(b"y"), Span("b", 0, 0)])
     assert rope.pieces == (Span("a", 0, 10), Literal(b"xy"))
-
-
-def test_other_bytes_are_no_rope() -> None:
-    with pytest.raises(ValueError, match="not a packed rope"):
-        unpack(b"RIFF....")

@@ -1,6 +1,5 @@
 """A rope: one file's bytes as generated literals and ranges of stored objects, so that media is never copied to be served."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -124,41 +123,6 @@ def _read_at_once(held: list[Piece], key: str, start: int, stop: int) -> Iterato
         yield from held
         return
     yield Woven(Span(key, start, stop - start), tuple(held), sum(piece.size for piece in held))
-
-
-_MAGIC = b"RTROPE1\n"
-
-
-def pack(rope: Rope) -> bytes:
-    """A rope as bytes: a JSON line with keys and pieces, then all literals; small enough to be stored beside what it describes."""
-    keys: dict[str, int] = {}
-    pieces: list[list[int]] = []
-    literals: list[bytes] = []
-    for piece in rope.pieces:
-        if isinstance(piece, Literal):
-            pieces.append([piece.size])
-            literals.append(piece.body)
-        else:
-            pieces.append([keys.setdefault(piece.key, len(keys)), piece.offset, piece.size])
-    head = json.dumps({"keys": list(keys), "pieces": pieces}, separators=(",", ":")).encode()
-    return b"".join([_MAGIC, head, b"\n", *literals])
-
-
-def unpack(packed: bytes) -> Rope:
-    """The rope that was packed; ValueError for anything else."""
-    if not packed.startswith(_MAGIC):
-        raise ValueError("not a packed rope")
-    end = packed.index(b"\n", len(_MAGIC))
-    head = json.loads(packed[len(_MAGIC) : end])
-    keys, at = head["keys"], end + 1
-    pieces: list[Piece] = []
-    for piece in head["pieces"]:
-        if len(piece) == 1:
-            pieces.append(Literal(packed[at : at + piece[0]]))
-            at += piece[0]
-        else:
-            pieces.append(Span(keys[piece[0]], piece[1], piece[2]))
-    return Rope.of(pieces)
 
 
 def _joined(pieces: Iterable[Part]) -> Iterator[Part]:
