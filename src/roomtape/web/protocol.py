@@ -8,10 +8,6 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-HEADER_TIMEOUT_S = 10.0
-BODY_WINDOW_S = 30.0
-BODY_FLOOR_BYTES = 30_000  # 1 kB/s over the window
-STALL_S = 60.0  # a reader that takes nothing for so long is cut
 _AT_ONCE = 4 << 20  # sendfile calls are bounded, so that the stall limit sees progress
 
 
@@ -28,6 +24,11 @@ class _Placeholder:
 class RopeProtocol(H11Protocol):
     """Given to uvicorn as `http=`; responses find it as `scope["state"]["connection"]`."""
 
+    header_timeout_s = 10.0
+    body_window_s = 30.0
+    body_floor_bytes = 30_000  # 1 kB/s over the window
+    stall_s = 60.0  # a reader that takes nothing for so long is cut
+
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
         self._watch: asyncio.TimerHandle | None = None
@@ -35,7 +36,7 @@ class RopeProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_due)
+        self._watch = self.loop.call_later(self.header_timeout_s, self._headers_due)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
@@ -46,7 +47,7 @@ class RopeProtocol(H11Protocol):
         super().data_received(data)
         waiting = self.conn.their_state is h11.IDLE
         if self._watch is None and waiting and self.conn.trailing_data[0]:  # a second request has begun to drip in
-            self._watch = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_due)
+            self._watch = self.loop.call_later(self.header_timeout_s, self._headers_due)
         elif not waiting and (self._watch is None or self._watch_is_for_headers):
             self._unwatch()
             if self.conn.their_state is h11.SEND_BODY:
@@ -58,7 +59,7 @@ class RopeProtocol(H11Protocol):
 
     def _expect_body(self) -> None:
         self._came = 0
-        self._watch = self.loop.call_later(BODY_WINDOW_S, self._body_due)
+        self._watch = self.loop.call_later(self.body_window_s, self._body_due)
 
     def _headers_due(self) -> None:
         self._watch = None
@@ -69,7 +70,7 @@ class RopeProtocol(H11Protocol):
         self._watch = None
         if self.conn.their_state is not h11.SEND_BODY or self.transport.is_closing():
             return
-        if self._came < BODY_FLOOR_BYTES and not self.flow.read_paused:  # our own back-pressure is not the sender's fault
+        if self._came < self.body_floor_bytes and not self.flow.read_paused:  # our own back-pressure is not the sender's fault
             self.transport.abort()
             return
         self._expect_body()
@@ -82,7 +83,7 @@ class RopeProtocol(H11Protocol):
     async def send_file(self, file: BinaryIO, offset: int, size: int) -> None:
         """Sends bytes of a file as part of the running response's body, without bringing them into this process.
 
-        Raises ConnectionError when the reader is gone or takes nothing for STALL_S.
+        Raises ConnectionError when the reader is gone or takes nothing for `stall_s`.
         """
         end = offset + size
         while offset < end:
@@ -94,7 +95,7 @@ class RopeProtocol(H11Protocol):
                 if not isinstance(part, _Placeholder):  # the frame of a chunked body
                     self.transport.write(part)
             try:
-                async with asyncio.timeout(STALL_S):
+                async with asyncio.timeout(self.stall_s):
                     done = await self.loop.sendfile(self.transport, file, offset, count, fallback=False)
             except TimeoutError as late:
                 self.transport.abort()

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from roomtape.core.ports import Store
-from roomtape.core.rope import Literal, Rope, Span
+from roomtape.core.rope import Literal, Rope, Span, Woven, woven
 from roomtape.web.protocol import RopeProtocol
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -58,16 +58,19 @@ class RopeResponse(Response):
 
     async def _body(self, scope: Scope, send: Send, start: int, stop: int) -> None:
         connection = scope.get("state", {}).get("connection")
-        for piece in self.rope.slice(start, stop):
-            if isinstance(piece, Literal):
-                await send({"type": "http.response.body", "body": piece.body, "more_body": True})
-                continue
-            path = self.store.path(piece.key)
-            if path is not None and isinstance(connection, RopeProtocol) and scope["scheme"] == "http" and piece.size > _SMALL:
-                await _by_sendfile(connection, path, piece)
-                continue
-            async for block in self.store.read(piece.key, piece.offset, piece.offset + piece.size):
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+        for part in woven(self.rope.slice(start, stop)):
+            if isinstance(part, Literal):
+                await send({"type": "http.response.body", "body": part.body, "more_body": True})
+            elif isinstance(part, Woven):
+                read = b"".join([block async for block in self.store.read(part.read.key, part.read.offset, part.read.offset + part.read.size)])
+                await send({"type": "http.response.body", "body": part.weave(read), "more_body": True})
+            else:
+                path = self.store.path(part.key)
+                if path is not None and isinstance(connection, RopeProtocol) and scope["scheme"] == "http" and part.size > _SMALL:
+                    await _by_sendfile(connection, path, part)
+                    continue
+                async for block in self.store.read(part.key, part.offset, part.offset + part.size):
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
 
 
 async def _by_sendfile(connection: RopeProtocol, path: Path, piece: Span) -> None:

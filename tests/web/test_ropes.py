@@ -1,0 +1,192 @@
+"""Ropes over a real server: every range is the file's range, slow and silent clients are cut, good ones are not."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from roomtape.core.rope import Literal, Rope, Span
+from roomtape.web.protocol import RopeProtocol
+from roomtape.web.ropes import RopeResponse, parse_range
+
+pytestmark = pytest.mark.anyio
+
+
+class Folder:
+    """Files of a folder as a store that can only be read."""
+
+    def __init__(self, root: Path, *, remote: bool = False) -> None:
+        self.root, self.remote = root, remote
+
+    def path(self, key: str) -> Path | None:
+        return None if self.remote else self.root / key
+
+    async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        body = (self.root / key).read_bytes()[start:stop]
+        for at in range(0, len(body), 70_000):
+            yield body[at : at + 70_000]
+
+
+class Hasty(RopeProtocol):
+    """Cuts slow clients soon."""
+
+    header_timeout_s = 0.4
+    body_window_s = 0.4
+
+
+class Server:
+    """uvicorn with our protocol on a free port of loopback."""
+
+    def __init__(self, app: Starlette, http: type[RopeProtocol] = RopeProtocol) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.port = self.sock.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(app, http=http, loop="asyncio", log_config=None, access_log=False, lifespan="off", ws="none"))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Server"]:
+        task = asyncio.create_task(self.server.serve(sockets=[self.sock]))
+        try:
+            yield self
+        finally:
+            self.server.should_exit = True
+            await task
+
+    async def ask(self, lines: str, body: bytes = b"") -> tuple[str, dict[str, str], bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(lines.replace("\n", "\r\n").encode() + b"\r\nHost: x\r\nConnection: close\r\n\r\n" + body)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        head, _, content = answer.partition(b"\r\n\r\n")
+        first, *rest = head.decode().split("\r\n")
+        return first, {name.lower(): value for name, value in (line.split(": ", 1) for line in rest)}, content
+
+
+def a_rope(root: Path) -> tuple[Rope, bytes]:
+    first, second = bytes(range(256)) * 4000, bytes(reversed(range(256))) * 3000
+    (root / "a").write_bytes(first)
+    (root / "b").write_bytes(second)
+    small = [piece for at in range(0, 20_000, 200) for piece in (Literal(b"<%d>" % at), Span("b", at, 150))]
+    rope = Rope.of([Literal(b"head" * 100), Span("a", 0, len(first)), Span("b", 1000, 500_000), *small, Literal(b"tail")])
+    woven = b"".join(b"<%d>" % at + second[at : at + 150] for at in range(0, 20_000, 200))
+    return rope, b"head" * 100 + first + second[1000:501_000] + woven + b"tail"
+
+
+def app_of(root: Path, *, remote: bool = False) -> Starlette:
+    async def rope(_: Request) -> Response:
+        return RopeResponse(a_rope(root)[0], Folder(root, remote=remote), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    async def size(request: Request) -> Response:
+        return PlainTextResponse(str(sum([len(piece) async for piece in request.stream()])))
+
+    return Starlette(routes=[Route("/rope", rope, methods=["GET", "HEAD"]), Route("/size", size, methods=["POST"])])
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_each_range_is_the_range_of_the_file(tmp_path: Path, *, remote: bool) -> None:
+    _, whole = a_rope(tmp_path)
+    async with Server(app_of(tmp_path, remote=remote)).running() as server:
+        first, headers, body = await server.ask("GET /rope HTTP/1.1")
+        assert (first, body == whole, headers["etag"]) == ("HTTP/1.1 200 OK", True, '"v1"')
+        for start, stop in [(0, 1), (0, len(whole)), (399, 401), (1_000_000, 1_100_000), (len(whole) - 4, len(whole)), (len(whole) - 30_000, len(whole) - 7)]:
+            first, headers, body = await server.ask(f"GET /rope HTTP/1.1\nRange: bytes={start}-{stop - 1}")
+            assert first.startswith("HTTP/1.1 206")
+            assert headers["content-range"] == f"bytes {start}-{stop - 1}/{len(whole)}"
+            assert body == whole[start:stop]
+        first, _, body = await server.ask("GET /rope HTTP/1.1\nRange: bytes=-10")
+        assert body == whole[-10:]
+
+
+async def test_head_conditions_and_what_cannot_be_satisfied(tmp_path: Path) -> None:
+    _, whole = a_rope(tmp_path)
+    async with Server(app_of(tmp_path)).running() as server:
+        first, headers, body = await server.ask("HEAD /rope HTTP/1.1")
+        assert (headers["content-length"], body) == (str(len(whole)), b"")
+        first, _, body = await server.ask('GET /rope HTTP/1.1\nIf-None-Match: "v1"')
+        assert (first, body) == ("HTTP/1.1 304 Not Modified", b"")
+        first, headers, _ = await server.ask(f"GET /rope HTTP/1.1\nRange: bytes={len(whole)}-")
+        assert first.startswith("HTTP/1.1 416")
+        assert headers["content-range"] == f"bytes */{len(whole)}"
+        first, _, body = await server.ask('GET /rope HTTP/1.1\nRange: bytes=0-1\nIf-Range: "old"')
+        assert (first, len(body)) == ("HTTP/1.1 200 OK", len(whole))
+
+
+async def test_two_requests_on_one_connection(tmp_path: Path) -> None:
+    _, whole = a_rope(tmp_path)
+    async with Server(app_of(tmp_path)).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for start in (5, 900_000):
+            writer.write(f"GET /rope HTTP/1.1\r\nHost: x\r\nRange: bytes={start}-{start + 199_999}\r\n\r\n".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(200_000) == whole[start : start + 200_000]
+        writer.close()
+
+
+async def test_an_object_that_is_shorter_than_its_row_says_ends_the_connection(tmp_path: Path) -> None:
+    app = app_of(tmp_path)
+    rope, whole = a_rope(tmp_path)
+
+    async def short(_: Request) -> Response:
+        return RopeResponse(rope, Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    app.router.routes.append(Route("/short", short))
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    async with Server(app).running() as server:
+        _, headers, body = await server.ask("GET /short HTTP/1.1")
+        assert int(headers["content-length"]) == len(whole)
+        assert len(body) < len(whole)
+
+
+async def test_who_drips_headers_or_bodies_is_cut_and_good_clients_are_not(tmp_path: Path) -> None:
+    async with Server(app_of(tmp_path), Hasty).running() as server:
+        drips = []
+        for start in (b"", b"GET /rope HTTP/1.1\r\nHo", b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\nabc"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(start)
+            drips.append((reader, writer))
+        body = b"z" * 3_000_000
+        first, _, said = await server.ask(f"POST /size HTTP/1.1\nContent-Length: {len(body)}", body)
+        assert (first, said) == ("HTTP/1.1 200 OK", b"3000000")
+        for reader, writer in drips:
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+
+
+async def test_a_second_request_that_drips_is_cut_too(tmp_path: Path) -> None:
+    async with Server(app_of(tmp_path), Hasty).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"HEAD /rope HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /rope HT")
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=5-", (5, 100)),
+        ("bytes=-5", (95, 100)),
+        ("bytes=-500", (0, 100)),
+        ("bytes=90-500", (90, 100)),
+        ("bytes=100-", (100, 100)),
+        ("bytes=-0", (100, 100)),
+        ("bytes=5-2", None),
+        ("bytes=0-1,3-4", None),
+        ("items=0-1", None),
+        ("bytes=-", None),
+        ("bytes=" + "0" * 100 + "-", None),
+    ],
+)
+async def test_ranges_are_read_as_rfc_9110_says(header: str, found: tuple[int, int] | None) -> None:
+    assert parse_range(header, 100) == found
