@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from roomtape.core.model import Kind
 from roomtape.core.rope import Literal, Piece, Span
-from roomtape.media.index import Container, Stream
+from roomtape.media.sample import Container, Stream
 
 # One row per sample of a lane, in time order: time[i] + duration[i] == time[i + 1] (the layout stretched the last picture, or put silence in); only
 # the first may begin after 0. time_us is the decode time on the recording's clock, presentation is time_us + cts_us. `setup` is an index into

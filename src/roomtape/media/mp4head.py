@@ -1,0 +1,197 @@
+"""A progressive MP4 as a rope: a generated head in front of the stored bytes, so that an hour is playable without a byte of media being moved."""
+
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from roomtape.core.model import Kind
+from roomtape.core.rope import Lazy, Literal, Part, Rope
+from roomtape.media.boxes import MOVIE_SCALE, box, full, movie_header, runs, table, timescale, track
+from roomtape.media.placed import Chunks, Lane, Placement
+
+Ints = npt.NDArray[np.int64]
+_EPOCH = datetime(1904, 1, 1, tzinfo=UTC)
+_MDAT_HEAD = 16
+
+
+def progressive(placement: Placement, *, created: datetime | None = None) -> Rope:
+    """The ftyp, moov and mdat: stored objects as they are (bytes that no sample uses may stay in them), silence and mended packets between the objects.
+
+    Objects that no sample uses are left out. ValueError where a codec has no place in an MP4, see boxes.playable_as_mp4.
+    """
+    stamp = max(0, int((created - _EPOCH).total_seconds())) if created else 0
+    lanes = [lane for lane in placement.lanes if len(lane.rows)]
+    payload = _lay_out(lanes, placement.chunks)
+    size = sum(part.size for part in payload.parts)
+    drafts = [_Track.of(lane, offsets) for lane, offsets in zip(lanes, payload.offsets, strict=True)]
+
+    def head(base: int, word: str) -> bytes:
+        movie = movie_header(max((draft.duration for draft in drafts), default=0), len(drafts) + 1, stamp)
+        tracks = [draft.box(number, base, word, stamp) for number, draft in enumerate(drafts, 1)]
+        return box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso6mp41") + box(b"moov", movie, *tracks)
+
+    word = ">u4"
+    bound = sum(len(draft.tables) + 8 * len(draft.chunk_offsets) + 4096 for draft in drafts)
+    if bound + size >= 1 << 32:
+        word = ">u8"
+    base = len(head(0, word)) + _MDAT_HEAD
+    return Rope.of([Literal(head(base, word) + struct.pack(">I4sQ", 1, b"mdat", size + _MDAT_HEAD)), *payload.parts])
+
+
+@dataclass(frozen=True, slots=True)
+class _Payload:
+    """The inside of mdat: its parts, and per lane where each sample lies in it."""
+
+    parts: list[Part]
+    offsets: list[Ints]
+
+
+def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
+    """Stored objects in order; a lane's literals stand before the object of the sample that follows them, so that a player reads forward only.
+
+    Equal literals of one lane before one object are there once: an hour of silence is three bytes.
+    """
+    objects = len(chunks.keys)
+    used, joined = np.zeros(objects, bool), np.zeros(objects + 1, bool)
+    firsts = []
+    for lane in lanes:
+        at = lane.rows["at"][lane.rows["literal"] < 0]
+        size = lane.rows["size"][lane.rows["literal"] < 0]
+        first = np.searchsorted(chunks.starts, at, side="right") - 1
+        over = np.flatnonzero(at + size > chunks.starts[first + 1])  # samples that go on in the next object: nothing may come between
+        used[first] = True
+        for start, stop in zip(first[over].tolist(), (at[over] + size[over]).tolist(), strict=True):
+            last = int(np.searchsorted(chunks.starts, stop)) - 1
+            used[start : last + 1] = joined[start + 1 : last + 1] = True
+        firsts.append(first)
+    home = np.maximum.accumulate(np.where(joined, 0, np.arange(objects + 1)))
+    groups = [_literal_groups(lane, first, home) for lane, first in zip(lanes, firsts, strict=True)]
+    before = sum((np.bincount(group.home, group.size, objects + 1).astype(np.int64) for group in groups), np.zeros(objects + 1, np.int64))
+    kept = np.append(np.where(used, np.diff(chunks.starts), 0), 0)
+    place = np.cumsum(before + kept) - (before + kept)
+    shift = place + before - np.append(chunks.starts[:-1], 0)
+    bodies: dict[int, list[bytes]] = {}
+    offsets = []
+    for lane, first, group in zip(lanes, firsts, groups, strict=True):
+        position = np.zeros(len(group.home), np.int64)
+        for number, (where, literal) in enumerate(zip(group.home.tolist(), group.literal.tolist(), strict=True)):
+            held = bodies.setdefault(where, [])
+            position[number] = place[where] + sum(map(len, held))
+            held.append(lane.literals[literal])
+        offset = np.empty(len(lane.rows), np.int64)
+        stored = lane.rows["literal"] < 0
+        offset[stored] = lane.rows["at"][stored] + shift[first]
+        offset[~stored] = position[group.member]
+        offsets.append(offset)
+    parts: list[Part] = []
+    for number in range(objects + 1):
+        parts += map(Literal, bodies.get(number, ()))
+        if number < objects and used[number]:
+            parts += _object(chunks, number)
+    return _Payload(parts, offsets)
+
+
+def _object(chunks: Chunks, number: int) -> list[Part]:
+    start, stop = int(chunks.starts[number]), int(chunks.starts[number + 1])
+    if len(chunks.patches):  # one literal a frame: only made for the bytes that are asked for
+        return [Lazy(stop - start, lambda: chunks.pieces(start, stop))]
+    return list(chunks.pieces(start, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The distinct (home, literal) pairs of a lane, and to which of them each literal row belongs."""
+
+    home: Ints
+    literal: Ints
+    size: Ints
+    member: Ints
+
+
+def _literal_groups(lane: Lane, first: Ints, home: Ints) -> _Group:
+    generated = lane.rows["literal"] >= 0
+    after = np.cumsum(~generated)[generated]  # how many stored samples came before = the number of the next one
+    homes = np.append(home[first], len(home) - 1)[after]
+    literals = lane.rows["literal"][generated].astype(np.int64)
+    pairs, member = np.unique(homes * (len(lane.literals) + 1) + literals, return_inverse=True)
+    literal = pairs % (len(lane.literals) + 1)
+    sizes = np.array([len(body) for body in lane.literals], np.int64)
+    return _Group(pairs // (len(lane.literals) + 1), literal, sizes[literal] if len(literal) else literal, member)
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """A lane's sample tables, all but the base of its chunk offsets."""
+
+    lane: Lane
+    tables: bytes
+    chunk_offsets: Ints
+    edits: bytes
+    media_duration: int
+    duration: int
+
+    @classmethod
+    def of(cls, lane: Lane, offsets: Ints) -> "_Track":
+        rows, scale = lane.rows, timescale(lane.setups[0])
+        time, size = rows["time_us"], rows["size"].astype(np.int64)
+        start_us, stop_us = int(time[0]), int(time[-1] + rows["duration_us"][-1])
+        ticks = _ticks(np.append(time, stop_us), scale)
+        lasts = np.diff(ticks)
+        first, count = runs(lasts)
+        tables = full(b"stts", 0, 0, struct.pack(">I", len(first)), table(count, lasts[first]))
+        lead_us, lag_us = 0, 0
+        if rows["cts_us"].any():
+            lead_us = int((rows["time_us"] + rows["cts_us"]).min()) - start_us  # of the first picture shown, against the first one decoded
+            lag_us = max(0, -lead_us)  # composition never stands before decoding begins
+            late = _ticks(time + rows["cts_us"] + lag_us, scale) - ticks[:-1]
+            first, count = runs(late)
+            tables += full(b"ctts", 1, 0, struct.pack(">I", len(first)), table(count, late[first]))
+        if lane.kind is Kind.VIDEO and not rows["key"].all():
+            keys = np.flatnonzero(rows["key"]) + 1
+            tables += full(b"stss", 0, 0, struct.pack(">I", len(keys)), keys.astype(">u4").tobytes())
+        heads = np.append(True, (offsets[1:] != offsets[:-1] + size[:-1]) | (rows["setup"][1:] != rows["setup"][:-1]))
+        chunk = np.flatnonzero(heads)
+        held, setup = np.diff(chunk, append=len(rows)), rows["setup"][chunk].astype(np.int64) + 1
+        first, _ = runs(held << 16 | setup)
+        tables += full(b"stsc", 0, 0, struct.pack(">I", len(first)), table(first + 1, held[first], setup[first]))
+        tables += full(b"stsz", 0, 0, struct.pack(">II", 0, len(size)), size.astype(">u4").tobytes())
+        edits, duration = _edits(start_us, stop_us, lead_us, lag_us, scale)
+        return cls(lane, tables, offsets[chunk], edits, int(ticks[-1] - ticks[0]), duration)
+
+    def box(self, number: int, base: int, word: str, created: int) -> bytes:
+        name = b"stco" if word == ">u4" else b"co64"
+        places = full(name, 0, 0, struct.pack(">I", len(self.chunk_offsets)), (self.chunk_offsets + base).astype(word).tobytes())
+        return track(
+            number,
+            self.lane.setups,
+            self.tables + places,
+            media_duration=self.media_duration,
+            duration=self.duration,
+            edits=self.edits,
+            created=created,
+        )
+
+
+def _ticks(time_us: Ints, scale: int) -> Ints:
+    return (time_us * scale + 500_000) // 1_000_000
+
+
+def _edits(start_us: int, stop_us: int, lead_us: int, lag_us: int, scale: int) -> tuple[bytes, int]:
+    """The edit list that puts a track at its place on the clock, and the track's length in MOVIE_SCALE.
+
+    Composition times begin at lead + lag; the first picture shown belongs at start + lead. What would be shown before 0 is cut off.
+    """
+    empty_us, skip_us = start_us + lead_us, lead_us + lag_us
+    if empty_us < 0:
+        empty_us, skip_us = 0, skip_us - empty_us
+    empty, length = round(empty_us * MOVIE_SCALE / 1_000_000), -(-(stop_us - start_us) * MOVIE_SCALE // 1_000_000)
+    if not empty and not skip_us:
+        return b"", length
+    edits = [(length, round(skip_us * scale / 1_000_000))]
+    if empty:
+        edits.insert(0, (empty, -1))
+    entries = b"".join(struct.pack(">QqI", duration, media, 0x10000) for duration, media in edits)
+    return box(b"edts", full(b"elst", 1, 0, struct.pack(">I", len(edits)), entries)), empty + length
