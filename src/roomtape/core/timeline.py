@@ -1,0 +1,216 @@
+"""Where the files of a track stand on the recording's clock: stated starts jitter and clocks drift, so neither they nor summed durations decide alone."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from roomtape.core.model import Gap
+
+SNAP_US = 20_000  # a stated start this near to the end of the file before it means that they touch
+SLEW_US = 2_000  # what one join may move towards the clock
+CALM_US = 4_000  # nearer than this a stated start says nothing that its own jitter would not
+TOUCH_US = 2_400  # less than the shortest Opus packet: stretched over, never filled
+GRID_US = 10_000  # how far off the packet grid an overlap may be stated and still be on it (for packets of 60 ms; a sixth of the packet)
+SETTLE_PACKETS = 3  # an encoder has settled after three packets (seen: the level dips 5.9 dB at the first one, 2 dB at most after three)
+MAX_OVERLAP_US = 2_000_000  # more is a clock that was set back, not an overlap; the live edge stays so far behind the newest file's end
+MAX_SPAN_US = 26 * 3_600_000_000  # a track longer than this is a clock that was set forward: silence over years would fill the memory
+QUIET_HOLE_US = 200_000  # shorter holes are stretched over without a word
+WINDOW_US = 2_000_000
+OPUS_STEP_US = 2_500
+MANY_MISSING = 1_000  # a longer run of missing segments is one gap: indices may reach 2**31
+_FAR = 1 << 60
+_MEND_SEARCH_US = 60_000  # a mend that claims more than this against the clock found another word
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One stream of one file, in the file's own time. `from_us` is the first sample that can be decoded, `packet_us` the length of an Opus packet (else 0)."""
+
+    first_us: int
+    end_us: int
+    from_us: int
+    packet_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """One file as placement sees it. `stated_us`: its first sample on the recording's clock, if anybody said so.
+
+    `late`: it came after the live edge had given it up; it is placed, but nothing after it moves.
+    """
+
+    index: int
+    stated_us: int | None
+    picture: Run | None = None
+    sound: Run | None = None
+    late: bool = False
+
+    @property
+    def first_us(self) -> int:
+        return min(run.first_us for run in (self.picture, self.sound) if run)
+
+    @property
+    def end_us(self) -> int:
+        return max(run.end_us for run in (self.picture, self.sound) if run)
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """The sound around a join off the packet grid, encoded anew.
+
+    `file` is the index of the segment that begins the newer file; `offset_us` is the start of its first packet minus the end of the older file's last one
+    (negative: they overlap); `packets` are Opus packets that fill the hole between the last old and the first new packet kept, see `cut_sound`.
+    """
+
+    file: int
+    offset_us: int
+    packets: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a file stands: its own zero, and from where on its sound and picture replace what came before, all on the recording's clock."""
+
+    zero_us: int
+    sound_from_us: int
+    picture_from_us: int
+    off_grid: bool = False
+    mended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """What stands so far."""
+
+    file: FileFacts
+    zero_us: int
+    end_us: int
+    shift_us: int  # added to what is stated: the clock was set
+
+    @property
+    def first_us(self) -> int:
+        return self.zero_us + self.file.first_us
+
+
+def place(files: Sequence[FileFacts], mends: Mapping[int, Mend], *, begin_us: int) -> list[Spot]:
+    """A spot for each file, in order of index. `begin_us`: where the first file stands if nobody stated its start."""
+    spots: list[Spot] = []
+    chain: _Chain | None = None
+    for file in files:
+        spot, shift = _spot(file, chain, mends.get(file.index), begin_us)
+        spots.append(spot)
+        if not file.late:
+            end = spot.zero_us + file.end_us
+            chain = _Chain(file, spot.zero_us, max(end, chain.end_us) if chain else end, shift)
+    return spots
+
+
+def _spot(file: FileFacts, chain: _Chain | None, mend: Mend | None, begin_us: int) -> tuple[Spot, int]:
+    if chain is None:
+        stated = begin_us if file.stated_us is None else file.stated_us
+        return _cut(file, stated - file.first_us, 0), 0
+    after = chain.end_us - file.first_us
+    if file.stated_us is None:
+        return _cut(file, after, 0), chain.shift_us
+    clock = file.stated_us + chain.shift_us - file.first_us
+    back, ahead = chain.end_us - clock - file.first_us, clock + file.end_us - begin_us
+    if back > MAX_OVERLAP_US or (back > 0 and clock + file.first_us <= chain.first_us) or ahead > MAX_SPAN_US:
+        return _cut(file, after, 0), chain.shift_us + after - clock  # somebody set the clock: from here on it is read with a shift
+    touch = _touching(file, chain)
+    if mend and chain.file.sound and file.sound and abs(clock - touch - mend.offset_us) <= _MEND_SEARCH_US:
+        exact = touch + mend.offset_us
+        return _cut(file, exact + slew(clock - exact), max(0, touch - exact), mended=True), chain.shift_us
+    error = clock - touch
+    if error > SNAP_US:
+        return _cut(file, clock, 0), chain.shift_us
+    if error >= -SNAP_US:
+        return _cut(file, touch + slew(error), 0), chain.shift_us
+    packet = file.sound.packet_us if file.sound and chain.file.sound and file.sound.packet_us == chain.file.sound.packet_us else 0
+    if not packet:
+        return _cut(file, clock, -error), chain.shift_us
+    steps = (-error + packet // 2) // packet
+    exact = touch - steps * packet
+    if abs(clock - exact) <= min(GRID_US, packet // 6):
+        return _cut(file, exact + slew(clock - exact), steps * packet), chain.shift_us
+    return _cut(file, clock, -error, off_grid=True), chain.shift_us
+
+
+def _touching(file: FileFacts, chain: _Chain) -> int:
+    """The zero at which the file's sound follows the sound before it exactly; where only one of them has sound: the picture; else the whole."""
+    before = chain.file
+    if before.sound and file.sound:
+        return chain.zero_us + before.sound.end_us - file.sound.first_us
+    if before.picture and file.picture:
+        return chain.zero_us + before.picture.end_us - file.picture.first_us
+    return chain.zero_us + before.end_us - file.first_us
+
+
+def slew(error_us: int) -> int:
+    """How far a join moves towards the clock: a quarter of the error, so that jitter averages out, and 2 ms at most, so that nobody hears it."""
+    if abs(error_us) <= CALM_US:
+        return 0
+    return max(-SLEW_US, min(SLEW_US, error_us // 4))
+
+
+def _cut(file: FileFacts, zero_us: int, overlap_us: int, *, off_grid: bool = False, mended: bool = False) -> Spot:
+    sound = picture = _FAR
+    if file.sound:
+        skip, _ = cut_sound(overlap_us, file.sound.packet_us)
+        sound = zero_us + file.sound.first_us + skip
+    if file.picture:
+        picture = zero_us + file.picture.from_us
+    return Spot(zero_us, sound, picture, off_grid, mended)
+
+
+def cut_sound(overlap_us: int, packet_us: int) -> tuple[int, int]:
+    """For two recorders whose sound overlaps: (how much of the newer one's beginning is left out, the hole before what is kept of it), in microseconds.
+
+    The hole is rounded to what Opus packets can fill (2.5 ms); it is 0 on the packet grid and always shorter than a packet.
+    """
+    if packet_us <= 0 or overlap_us <= 0:
+        return 0, 0
+    skip = min(SETTLE_PACKETS, (overlap_us + TOUCH_US) // packet_us) * packet_us
+    hole = -(overlap_us - skip) % packet_us
+    steps = (hole + OPUS_STEP_US // 2) // OPUS_STEP_US
+    return skip, steps * OPUS_STEP_US if steps * OPUS_STEP_US < packet_us else 0
+
+
+def origin_us(starts: Iterable[int | None]) -> int:
+    """The zero of a recording on the server's clock: the earliest first sample of its tracks (`starts`, None: nothing known); 0 if nobody knows one."""
+    return min((start for start in starts if start is not None), default=0)
+
+
+def split_gap(track: str, start_us: int, end_us: int, missing: Sequence[tuple[int, str]]) -> list[Gap]:
+    """One gap for each missing (index, reason), the span split evenly between them; start_us > end_us counts as an empty span at start_us."""
+    end_us, count = max(start_us, end_us), len(missing)
+    edges = [start_us + (end_us - start_us) * n // count for n in range(count)] + [end_us]
+    return [Gap(track, a, b, reason, index) for (index, reason), a, b in zip(missing, edges, edges[1:], strict=False)]
+
+
+def uncovered(start_us: int, end_us: int, known: Iterable[Gap]) -> list[tuple[int, int]]:
+    """What is left of a hole when the gaps that explain it are taken away; leftovers of ≤ 200 ms are nothing."""
+    left, at = [], start_us
+    for gap in sorted(known, key=lambda gap: gap.start_us):
+        if gap.end_us <= at or gap.start_us >= end_us:
+            continue
+        left.append((at, gap.start_us))
+        at = gap.end_us
+    left.append((at, end_us))
+    return [(a, b) for a, b in left if b - a > QUIET_HOLE_US]
+
+
+def cut_windows(marks: Sequence[int], musts: Sequence[int], stop_us: int, *, window_us: int = WINDOW_US) -> list[tuple[int, int]]:
+    """Windows (start, stop) from the first mark on: each ends at the first mark ≥ `window_us` after its start, at the next of `musts`, or at `stop_us`.
+
+    `marks` and `musts` rise; what begins later than `stop_us` is not cut, and the last window is only there if it ends by then.
+    """
+    windows: list[tuple[int, int]] = []
+    if not marks:
+        return windows
+    start = marks[0]
+    while start < stop_us:
+        mark, must = bisect_left(marks, start + window_us), bisect_right(musts, start)
+        stop = min(marks[mark] if mark < len(marks) else stop_us, musts[must] if must < len(musts) else stop_us, stop_us)
+        windows.append((start, stop))
+        start = stop
+    return windows
