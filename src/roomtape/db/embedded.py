@@ -181,7 +181,7 @@ class EmbeddedPostgres:
         return chosen
 
     def _initialise(self) -> None:
-        """initdb beside, then a rename: a kill in the middle leaves nothing that looks like a database."""
+        """Initdb beside, then a rename: a kill in the middle leaves nothing that looks like a database."""
         fresh, password = self.folder / "data.new", self.folder / "password"
         fresh.mkdir()
         self._own(fresh)
@@ -193,7 +193,15 @@ class EmbeddedPostgres:
             os.fsync(handle)
         if self._account:  # initdb reads it
             os.chown(password, self._account.pw_uid, self._account.pw_gid)
-        how = ["--auth=scram-sha-256", f"--pwfile={password}", f"--username={DATABASE}", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"]
+        how = [
+            "--auth=scram-sha-256",
+            f"--pwfile={password}",
+            f"--username={DATABASE}",
+            "--encoding=UTF8",
+            "--locale-provider=builtin",
+            "--locale=C.UTF-8",
+            "--no-instructions",
+        ]
         done = subprocess.run(self._command("initdb", "-D", str(fresh), *how), capture_output=True, text=True, env=_environment(), check=False, timeout=300)  # noqa: S603
         if done.returncode != 0:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -207,7 +215,9 @@ class EmbeddedPostgres:
         log = self.folder / "postgres.log"
         if log.exists() and log.stat().st_size > _LOG_MAX:
             log.replace(log.with_suffix(".log.1"))
-        settings = [argument for name, value in (_SETTINGS | {"unix_socket_directories": f'"{self._sockets}"'}).items() for argument in ("-c", f"{name}={value}")]
+        settings = [
+            argument for name, value in (_SETTINGS | {"unix_socket_directories": f'"{self._sockets}"'}).items() for argument in ("-c", f"{name}={value}")
+        ]
         with log.open("ab") as output:
             log.chmod(0o600)
             begin = output.tell()
@@ -268,7 +278,10 @@ class EmbeddedPostgres:
     def _cannot_write(self, exc: OSError) -> Refused:
         if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
             return Refused(f"There is no room left in {self.folder} for the database: free some, or name another folder with --data.", code="storage_full")
-        return Refused(f"The folder {self.folder} cannot be used for the database ({exc.strerror}): name one that you may write to with --data.", code="folder_not_writable")
+        return Refused(
+            f"The folder {self.folder} cannot be used for the database ({exc.strerror}): name one that you may write to with --data.",
+            code="folder_not_writable",
+        )
 
 
 def running_url(folder: Path) -> str | None:

@@ -1,0 +1,140 @@
+"""The queue, procrastinate on our PostgreSQL: jobs that join our transaction, and fences so that a worker that was thought dead changes nothing."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from procrastinate import App, PsycopgConnector
+from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.jobs import Job, Status
+from procrastinate.manager import JobManager
+
+from roomtape.core.errors import Unavailable
+from roomtape.db.database import CONNECT_S, Connection, scalar
+
+HEARTBEAT_S = 10.0
+STALLED_AFTER_S = 25.0  # with a take-over every 10 s and a poll of 1 s, dead work goes on within 60 s
+TAKE_OVER_EVERY_S = 10.0
+MAX_ATTEMPTS = 3
+
+# A worker's word about a job counts only while the attempt it speaks of is the present one. A job that goes back to the queue while another with its
+# queueing lock waits there ends instead: the waiting one does the same work (plan again), and the index allows only one.
+_MINE = "SELECT id, queueing_lock FROM procrastinate_jobs WHERE id = %(id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE"
+_FINISH = f"WITH mine AS MATERIALIZED ({_MINE}) SELECT procrastinate_finish_job_v1(id, %(status)s::procrastinate_job_status, %(delete)s) FROM mine"
+_TWIN = "EXISTS (SELECT 1 FROM procrastinate_jobs twin WHERE twin.queueing_lock = mine.queueing_lock AND twin.status = 'todo')"
+_RETRY = f"""
+    WITH mine AS MATERIALIZED ({_MINE})
+    SELECT CASE WHEN {_TWIN} THEN procrastinate_finish_job_v1(id, 'aborted', false)
+                ELSE procrastinate_retry_job_v2(id, %(at)s, %(priority)s, %(queue)s, %(lock)s) END FROM mine
+"""
+_TAKE_OVER = f"""
+    WITH mine AS MATERIALIZED (
+        SELECT job.id, job.queueing_lock, job.attempts, job.task_name FROM procrastinate_jobs job LEFT JOIN procrastinate_workers w ON w.id = job.worker_id
+        WHERE job.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => %(stalled_s)s))
+        FOR UPDATE OF job SKIP LOCKED
+    )
+    SELECT id, task_name, attempts + 1, CASE WHEN attempts + 1 >= %(most)s THEN 'failed' WHEN {_TWIN} THEN 'merged' ELSE 'again' END,
+        CASE WHEN attempts + 1 >= %(most)s THEN procrastinate_finish_job_v1(id, 'failed', false)
+             WHEN {_TWIN} THEN procrastinate_finish_job_v1(id, 'aborted', false)
+             ELSE procrastinate_retry_job_v2(id, now(), NULL, NULL, NULL) END
+    FROM mine ORDER BY id
+"""
+
+
+class TakenOver(NamedTuple):
+    """A job whose worker died. `outcome`: again (back in the queue), merged (another job waits for the same), failed (killed too many workers)."""
+
+    job_id: int
+    task: str
+    attempts: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Which attempt of which job a step works for; from the worker's context: `Ticket(context.job.id, context.job.attempts)`."""
+
+    job_id: int
+    attempts: int
+
+
+class FencedJobs(JobManager):
+    """The library ends or repeats a job by its id alone, so that a worker woken from the dead would end the job that another one is doing; here the attempt counts."""
+
+    async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
+        await self.connector.execute_query_all_async(query=_FINISH, id=job.id, attempts=job.attempts, status=status.value, delete=delete_job)
+
+    async def retry_job(
+        self, job: Job, retry_at: datetime | None = None, priority: int | None = None, queue: str | None = None, lock: str | None = None
+    ) -> None:
+        await self.connector.execute_query_all_async(query=_RETRY, id=job.id, attempts=job.attempts, at=retry_at, priority=priority, queue=queue, lock=lock)
+
+
+def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_s: float = STALLED_AFTER_S) -> App:
+    """The procrastinate App on our database; tasks are registered on it, `run_worker_async` works it off. It has a small pool of its own."""
+    connector = PsycopgConnector(
+        conninfo=conninfo,
+        min_size=1,
+        max_size=4,
+        timeout=5.0,
+        reconnect_timeout=5.0,
+        kwargs={"connect_timeout": CONNECT_S, "application_name": "roomtape-queue"},
+    )
+    app = App(
+        connector=connector,
+        worker_defaults={
+            "fetch_job_polling_interval": 1.0,
+            "update_heartbeat_interval": heartbeat_s,
+            "stalled_worker_timeout": stalled_after_s,
+            "install_signal_handlers": False,
+        },
+    )
+    app.job_manager = FencedJobs(connector)
+    return app
+
+
+async def defer(
+    app: App,
+    connection: Connection,
+    task: str,
+    *,
+    lock: str | None = None,
+    queueing_lock: str | None = None,
+    schedule_at: datetime | None = None,
+    priority: int = 0,
+    **args: Any,
+) -> int:
+    """Puts a job into the queue as part of the caller's transaction and returns its id.
+
+    With a queueing_lock, one that waits already is kept and its id returned; it is held until this transaction ends, so that no worker starts it before
+    it can see what we write. `lock`: jobs with the same one run one after another.
+    """
+    wanted = app.configure_task(task, lock=lock, queueing_lock=queueing_lock, schedule_at=schedule_at, priority=priority, connection=connection)
+    for _ in range(5):
+        try:
+            async with connection.transaction():  # a savepoint: a refused insert must not end the caller's transaction
+                return int(await wanted.defer_async(**args))
+        except AlreadyEnqueued:
+            query = "SELECT id FROM procrastinate_jobs WHERE queueing_lock = %(lock)s AND status = 'todo' FOR KEY SHARE"
+            waiting = await scalar(connection, query, lock=queueing_lock)
+            if waiting is not None:
+                return int(waiting)
+    raise Unavailable(retry_after_s=2)
+
+
+async def still_mine(connection: Connection, ticket: Ticket) -> bool:
+    """Whether this attempt is the job's present one; holds the job until the transaction ends. A step asks in the transaction that commits its result."""
+    query = "SELECT true FROM procrastinate_jobs WHERE id = %(id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE"
+    return bool(await scalar(connection, query, id=ticket.job_id, attempts=ticket.attempts))
+
+
+async def take_over(connection: Connection, *, stalled_after_s: float = STALLED_AFTER_S, max_attempts: int = MAX_ATTEMPTS) -> list[TakenOver]:
+    """Gives the jobs of dead workers back to the queue; to be called every TAKE_OVER_EVERY_S by any number of workers."""
+    cursor = await connection.execute(_TAKE_OVER, {"stalled_s": stalled_after_s, "most": max_attempts})
+    return [TakenOver(*row[:4]) for row in await cursor.fetchall()]
+
+
+async def job_status(connection: Connection, job_id: int) -> str | None:
+    """todo, doing, succeeded, failed, cancelled, aborted, or None when it is gone."""
+    status: str | None = await scalar(connection, "SELECT status::text FROM procrastinate_jobs WHERE id = %(id)s", id=job_id)
+    return status
