@@ -96,7 +96,7 @@ class Woven:
 
 
 def woven(pieces: Iterable[Piece], *, small: int = 64 << 10, most: int = 1 << 20) -> Iterator[Piece | Woven]:
-    """The same bytes with few reads: runs of pieces below `small` bytes over one object, going forward, become one read of at most `most` bytes.
+    """The same bytes with few reads: runs of pieces below `small` bytes near each other in one object become one read of at most `most` bytes.
 
     Whoever sends a rope pays for each read and each system call; 190 blocks of 2 kB are one read here. Large spans stay as they are, for sendfile.
     """
@@ -104,16 +104,16 @@ def woven(pieces: Iterable[Piece], *, small: int = 64 << 10, most: int = 1 << 20
     key, start, stop = "", 0, 0
     for piece in pieces:
         if isinstance(piece, Span):
-            near = piece.size < small and (not key or (piece.key == key and stop <= piece.offset <= stop + small and piece.offset + piece.size - start <= most))
-            if not near:
+            low, high = (min(start, piece.offset), max(stop, piece.offset + piece.size)) if key else (piece.offset, piece.offset + piece.size)
+            near = high - low <= most and piece.offset <= stop + small and piece.offset + piece.size >= start - small
+            if piece.size >= small or (key and (key != piece.key or not near)):
                 yield from _read_at_once(held, key, start, stop)
                 held, key = [], ""
+                low, high = piece.offset, piece.offset + piece.size
             if piece.size >= small:
                 yield piece
                 continue
-            if not key:
-                key, start = piece.key, piece.offset
-            stop = piece.offset + piece.size
+            key, start, stop = piece.key, low, high
         held.append(piece)
     yield from _read_at_once(held, key, start, stop)
 

@@ -5,7 +5,9 @@ other containers and other track numbers are all the same case; the pieces of a 
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +15,23 @@ import numpy.typing as npt
 from roomtape.core.model import Kind
 from roomtape.core.rope import Lazy, Literal, Piece, Rope
 from roomtape.media.boxes import opus_setup
-from roomtape.media.placed import Lane, Placement
+from roomtape.media.placed import Chunks, Lane, Placement
 from roomtape.media.sample import Stream
 
 Ints = npt.NDArray[np.int64]
 _CODECS = {"vp8": "V_VP8", "vp9": "V_VP9", "av1": "V_AV1", "h264": "V_MPEG4/ISO/AVC", "opus": "A_OPUS", "aac": "A_AAC"}
 _OF_WEBM = frozenset({"vp8", "vp9", "av1", "opus"})  # the others make it a Matroska file
-_CLUSTER_US = 5_000_000
-_UNKNOWN_SIZE = b"\x01" + b"\xff" * 7
+_CLUSTER_US = 5_000_000  # block times are 16 bit milliseconds from their cluster's
 _SEEK_PRE_ROLL_NS = 80_000_000
-_SIMPLE, _GROUP, _REFERENCE = 9, 20, 6  # sizes of headers: SimpleBlock, BlockGroup with its duration and Block, a ReferenceBlock besides
-_CLUSTER_HEAD = 22
+_SEGMENT, _CLUSTER, _UNKNOWN_SIZE = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x01" + b"\xff" * 7
+# sizes of headers: a SimpleBlock, what a BlockGroup with duration has more, what its ReferenceBlock adds, a cluster up to its first block
+_SIMPLE, _GROUP, _REFERENCE, _CLUSTER_HEAD = 9, 11, 6, 22
+_CUE = struct.Struct(">BQBQQBQBQQBQQ")
+_EIGHT = 1 << 56  # a size of 8 bytes, as all here: what holds an element then has a size that does not depend on values
 
 
-def playable_as_webm(streams: tuple[Stream, ...]) -> bool:
-    """Whether this module has a codec id for all streams."""
+def playable_as_webm(streams: Sequence[Stream]) -> bool:
+    """Whether there is a codec id for all streams."""
     return all(stream.codec in _CODECS for stream in streams)
 
 
@@ -38,121 +42,110 @@ def webm(placement: Placement, start_us: int = 0, stop_us: int | None = None, *,
     A window without samples is an empty rope. ValueError for a codec without a place in Matroska.
     """
     lanes = [lane for lane in placement.lanes if len(lane.rows)]
-    blocks = _Blocks.of(lanes, start_us, stop_us)
-    if blocks is None:
+    clusters = _cut(lanes, start_us, stop_us)
+    if not clusters:
         return Rope.of(())
-    streams = [lane.setups[int(lane.rows["setup"][min(int(np.searchsorted(lane.rows["time_us"], start_us)), len(lane.rows) - 1)])] for lane in lanes]
-    clusters = [
-        Lazy(size, lambda first=first, last=last: blocks.cluster(placement, first, last))  # type: ignore[misc]
-        for first, last, size in zip(blocks.firsts.tolist(), [*blocks.firsts[1:].tolist(), len(blocks.time_ms)], blocks.sizes.tolist(), strict=True)
-    ]
+    streams = [lane.setups[int(lane.rows["setup"][min(row, len(lane.rows) - 1)])] for lane, row in zip(lanes, clusters[0].starts, strict=True)]
+    bodies = [Lazy(cluster.size, lambda cluster=cluster: cluster.pieces(placement.chunks, lanes)) for cluster in clusters]  # type: ignore[misc]
     head, tracks = _ebml(streams), _tracks(streams)
     if live:
-        return Rope.of([Literal(head + b"\x18\x53\x80\x67" + _UNKNOWN_SIZE + _info(None) + tracks), *clusters])
-    info = _info(blocks.stop_ms)
-    draft = _index(blocks, len(info), len(tracks), 0)
-    before = _index(blocks, len(info), len(tracks), len(draft[0]) + len(info) + len(tracks) + len(draft[1]))
-    body = before[0] + info + tracks + before[1]
-    return Rope.of([Literal(head + b"\x18\x53\x80\x67" + _size8(len(body) + int(blocks.sizes.sum())) + body), *clusters])
+        return Rope.of([Literal(head + _SEGMENT + _UNKNOWN_SIZE + _info(None) + tracks), *bodies])
+    ends = (lane.rows[row - 1] for lane, row in zip(lanes, clusters[-1].stops, strict=True) if row)
+    inside = _with_index(clusters, _info(max(_ms(int(end["time_us"] + end["cts_us"] + end["duration_us"])) for end in ends)), tracks)
+    return Rope.of([Literal(head + _SEGMENT + _size8(len(inside) + sum(cluster.size for cluster in clusters)) + inside), *bodies])
 
 
 @dataclass(frozen=True, slots=True)
-class _Blocks:
-    """Blocks of all lanes in the order they are written; one entry each, and one per cluster in `firsts` and `sizes`."""
+class _Cluster:
+    """The rows starts[n] ≤ row < stops[n] of each lane n; `cue`: the track that a seek to its beginning is for, 0: none."""
 
-    lanes: list[Lane]
-    lane: Ints
-    row: Ints
-    time_ms: Ints
-    duration_ms: Ints
-    reference_ms: Ints  # to the picture before; 0: needs none
-    size: Ints
-    grouped: npt.NDArray[np.bool_]
-    firsts: Ints
-    sizes: Ints
-    stop_ms: int
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    time_ms: int
+    size: int
+    cue: int
 
-    @classmethod
-    def of(cls, lanes: list[Lane], start_us: int, stop_us: int | None) -> "_Blocks | None":
-        shares = [_share(lane, start_us, stop_us) for lane in lanes]
-        counts = [last - first for first, last in shares]
-        if not sum(counts):
-            return None
-        rows = np.concatenate([lane.rows[first:last] for lane, (first, last) in zip(lanes, shares, strict=True)])
-        lane = np.repeat(np.arange(len(lanes)), counts)
-        order = np.argsort(rows["time_us"], kind="stable")  # at equal times the picture first
-        row = np.concatenate([np.arange(first, last) for first, last in shares])[order]
-        rows, lane = rows[order], lane[order]
-        shown = rows["time_us"] + rows["cts_us"]
-        time_ms, end_ms = _ms(shown), _ms(shown + rows["duration_us"])
-        video = np.array([each.kind is Kind.VIDEO for each in lanes])[lane]
-        leads = (video & (rows["key"] != 0)) | (np.diff(rows["time_us"] // _CLUSTER_US, prepend=-1) != 0)
-        leads[0] = True
-        firsts = np.flatnonzero(leads)
-        number = np.cumsum(leads) - 1
-        grouped, reference = np.zeros(len(rows), bool), np.zeros(len(rows), np.int64)
-        for index, each in enumerate(lanes):
-            mine = np.flatnonzero(lane == index)
-            # the last block of a lane in a cluster tells its duration: the others' is the way to the next one
-            grouped[mine[np.diff(number[mine], append=number[-1] + 1) != 0]] = True
-            if each.kind is Kind.VIDEO:
-                reference[mine] = np.where(rows["key"][mine], 0, np.minimum(np.diff(time_ms[mine], prepend=0) * -1, -1))
-        size = rows["size"].astype(np.int64)
-        whole = size + np.where(grouped, _GROUP + np.where(reference, _REFERENCE, 0), _SIMPLE)
-        sizes = np.add.reduceat(whole, firsts) + _CLUSTER_HEAD
-        return cls(lanes, lane, row, time_ms, end_ms - time_ms, reference, size, grouped, firsts, sizes, int(end_ms.max()))
+    def pieces(self, chunks: Chunks, lanes: list[Lane]) -> Iterator[Piece]:
+        yield Literal(_CLUSTER + _size8(self.size - 12) + b"\xe7\x88" + self.time_ms.to_bytes(8, "big"))
+        blocks = [block for number in range(len(lanes)) for block in self._blocks(number, lanes[number])]
+        for _, header, literal, at, size in sorted(blocks, key=itemgetter(0)):  # stable: at equal times the picture first
+            yield Literal(header + literal)
+            if not literal:
+                yield from chunks.pieces(at, at + size)
 
-    def cluster(self, placement: Placement, first: int, last: int) -> list[Piece]:
-        """The pieces of the cluster that holds the blocks first ≤ n < last."""
-        base = int(self.time_ms[first])
-        pieces: list[Piece] = []
-        for number in range(first, last):
-            lane = self.lanes[int(self.lane[number])]
-            row = lane.rows[self.row[number]]
-            pieces.append(Literal(self._header(number, base, lane.kind is Kind.AUDIO or bool(row["key"]))))
-            if row["literal"] >= 0:
-                pieces.append(Literal(lane.literals[row["literal"]]))
-            else:
-                pieces += placement.chunks.pieces(int(row["at"]), int(row["at"]) + int(row["size"]))
-        size = sum(piece.size for piece in pieces)
-        return [Literal(b"\x1f\x43\xb6\x75" + _size8(size + 10) + b"\xe7\x88" + base.to_bytes(8, "big")), *pieces]
-
-    def _header(self, number: int, base: int, key: bool) -> bytes:
-        size, relative, track = int(self.size[number]), int(self.time_ms[number]) - base, int(self.lane[number]) + 1
-        if not self.grouped[number]:
-            return struct.pack(">BIBhB", 0xA3, 1 << 28 | size + 4, 0x80 | track, relative, 0x80 if key else 0)
-        reference = int(self.reference_ms[number])
-        inside = b"\x9b\x84" + struct.pack(">I", max(0, int(self.duration_ms[number])))
-        inside += b"\xfb\x84" + struct.pack(">i", reference) if reference else b""
-        inside += struct.pack(">BIBhB", 0xA1, 1 << 28 | size + 4, 0x80 | track, relative, 0)
-        return struct.pack(">BI", 0xA0, 1 << 28 | len(inside) + size) + inside
-
-    def cues(self) -> list[tuple[int, int, int]]:
-        """(time, track, cluster) where seeking may land: clusters that begin with a key frame of the picture, without a picture all of them."""
-        video = [lane.kind is Kind.VIDEO for lane in self.lanes]
-        firsts = self.firsts.tolist()
-        return [
-            (int(self.time_ms[block]), int(self.lane[block]) + 1, cluster)
-            for cluster, block in enumerate(firsts)
-            if not any(video) or (video[self.lane[block]] and not self.reference_ms[block])
-        ]
+    def _blocks(self, number: int, lane: Lane) -> Iterator[tuple[int, bytes, bytes, int, int]]:
+        """(decode time, header, generated payload or b"", place and size of the stored payload) of a lane's blocks."""
+        rows = lane.rows[self.starts[number] : self.stops[number]].tolist()
+        last, before = len(rows) - 1, rows[0][0] + rows[0][2] + 1000 if rows else 0
+        for index, (time, duration, cts, key, _, literal, at, size) in enumerate(rows):
+            place = (0x80 | number + 1, _ms(time + cts) - self.time_ms)
+            if index < last:  # its duration is the way to the next one
+                header = struct.pack(">BIBhB", 0xA3, 1 << 28 | size + 4, *place, 0x80 if key or lane.kind is Kind.AUDIO else 0)
+            else:  # the last one says its own: Media Source else guesses, and takes a hole for lost pictures
+                inside = b"\x9b\x84" + struct.pack(">I", max(0, _ms(time + cts + duration) - _ms(time + cts)))
+                if lane.kind is Kind.VIDEO and not key:
+                    inside += b"\xfb\x84" + struct.pack(">i", min(-1, _ms(before) - _ms(time + cts)))
+                inside += struct.pack(">BIBhB", 0xA1, 1 << 28 | size + 4, *place, 0)
+                header = struct.pack(">BI", 0xA0, 1 << 28 | len(inside) + size) + inside
+            yield time, header, lane.literals[literal] if literal >= 0 else b"", at, size
+            before = time + cts
 
 
-def _share(lane: Lane, start_us: int, stop_us: int | None) -> tuple[int, int]:
-    times = lane.rows["time_us"]
-    return int(np.searchsorted(times, start_us)), len(times) if stop_us is None else int(np.searchsorted(times, stop_us))
+def _cut(lanes: list[Lane], start_us: int, stop_us: int | None) -> list[_Cluster]:
+    """Clusters begin at key frames of the picture, and where five seconds are over."""
+    times = [np.ascontiguousarray(lane.rows["time_us"]) for lane in lanes]
+    stop = max((int(time[-1]) for time in times), default=0) + 1 if stop_us is None else stop_us
+    start = max(start_us, min((int(time[0]) for time in times), default=0))
+    keys = [time[lane.rows["key"] != 0] for lane, time in zip(lanes, times, strict=True) if lane.kind is Kind.VIDEO]
+    grid = np.arange(start // _CLUSTER_US + 1, max(start, stop) // _CLUSTER_US + 1) * _CLUSTER_US
+    edges = np.unique(np.concatenate([[start], grid, *keys]))
+    edges = np.append(edges[(edges >= start) & (edges < stop)], stop)
+    bounds = [np.searchsorted(time, edges) for time in times]
+    sizes, first_us = np.zeros(len(edges) - 1, np.int64), np.full(len(edges) - 1, 1 << 62)
+    cues = np.zeros(len(edges) - 1, np.int64)
+    for number, (lane, time, bound) in enumerate(zip(lanes, times, bounds, strict=True), 1):
+        total = np.append(0, np.cumsum(lane.rows["size"], dtype=np.int64))
+        count, held = np.diff(bound), bound[1:] > bound[:-1]
+        sizes += np.diff(total[bound]) + count * _SIMPLE + held * _GROUP
+        if lane.kind is Kind.VIDEO:
+            sizes += _REFERENCE * (held & (lane.rows["key"][bound[1:] - 1] == 0))
+            cues[held & (lane.rows["key"][np.minimum(bound[:-1], len(time) - 1)] != 0)] = number
+        elif not keys:
+            cues[held] = number
+        first_us = np.minimum(first_us, np.where(held, time[np.minimum(bound[:-1], len(time) - 1)], 1 << 62))
+    starts = list(zip(*(bound.tolist() for bound in bounds), strict=True))
+    columns = zip(starts, starts[1:], first_us.tolist(), sizes.tolist(), cues.tolist(), strict=False)
+    return [_Cluster(begin, end, _ms(first), size + _CLUSTER_HEAD, cue) for begin, end, first, size, cue in columns if size]
 
 
-def _ms(time_us: Ints) -> Ints:
+def _with_index(clusters: list[_Cluster], info: bytes, tracks: bytes) -> bytes:
+    """SeekHead, Info, Tracks and Cues: what stands in a segment before its clusters."""
+    seek, cued = len(_seek_head(0, 0, 0)), [cluster for cluster in clusters if cluster.cue]
+    before = seek + len(info) + len(tracks)
+    place = before + 12 + _CUE.size * len(cued)
+    points = []
+    for cluster in clusters:
+        if cluster.cue:
+            points.append(_cue(cluster.time_ms, cluster.cue, place))
+        place += cluster.size
+    return _seek_head(seek, seek + len(info), before) + info + tracks + _element(0x1C53BB6B, b"".join(points))
+
+
+def _cue(time_ms: int, track: int, place: int) -> bytes:
+    """CuePoint(CueTime, CueTrackPositions(CueTrack, CueClusterPosition))."""
+    inner = 2 * (1 + 8 + 8)
+    return _CUE.pack(0xBB, _EIGHT | inner // 2 + 9 + inner, 0xB3, _EIGHT | 8, time_ms, 0xB7, _EIGHT | inner, 0xF7, _EIGHT | 8, track, 0xF1, _EIGHT | 8, place)
+
+
+def _ms(time_us: int) -> int:
     return (time_us + 500) // 1000
 
 
 def _size8(size: int) -> bytes:
-    return (1 << 56 | size).to_bytes(8, "big")
+    return (_EIGHT | size).to_bytes(8, "big")
 
 
 def _element(number: int, body: bytes) -> bytes:
-    """An element with a size of 8 bytes: the size of what holds it then does not depend on values."""
     return number.to_bytes((number.bit_length() + 7) // 8, "big") + _size8(len(body)) + body
 
 
@@ -164,7 +157,7 @@ def _text(number: int, value: str) -> bytes:
     return _element(number, value.encode())
 
 
-def _ebml(streams: list[Stream]) -> bytes:
+def _ebml(streams: Sequence[Stream]) -> bytes:
     doctype = "webm" if all(stream.codec in _OF_WEBM for stream in streams) else "matroska"
     limits = _number(0x4286, 1) + _number(0x42F7, 1) + _number(0x42F2, 4) + _number(0x42F3, 8)
     return _element(0x1A45DFA3, limits + _text(0x4282, doctype) + _number(0x4287, 4) + _number(0x4285, 2))
@@ -175,7 +168,7 @@ def _info(duration_ms: int | None) -> bytes:
     return _element(0x1549A966, _number(0x2AD7B1, 1_000_000) + length + _text(0x4D80, "Roomtape") + _text(0x5741, "Roomtape"))
 
 
-def _tracks(streams: list[Stream]) -> bytes:
+def _tracks(streams: Sequence[Stream]) -> bytes:
     entries = []
     for number, stream in enumerate(streams, 1):
         if stream.codec not in _CODECS:
@@ -191,18 +184,6 @@ def _tracks(streams: list[Stream]) -> bytes:
             entry += _number(0x56BB, _SEEK_PRE_ROLL_NS) if stream.codec == "opus" else b""
         entries.append(_element(0xAE, entry + (_element(0x63A2, private) if private else b"")))
     return _element(0x1654AE6B, b"".join(entries))
-
-
-def _index(blocks: _Blocks, info: int, tracks: int, lead: int) -> tuple[bytes, bytes]:
-    """SeekHead (in front of Info and Tracks of these sizes) and Cues (behind them); `lead`: how far into the segment the first cluster begins."""
-    places = np.cumsum(blocks.sizes) - blocks.sizes + lead
-    points = [
-        _element(0xBB, _number(0xB3, time) + _element(0xB7, _number(0xF7, track) + _number(0xF1, int(places[cluster]))))
-        for time, track, cluster in blocks.cues()
-    ]
-    cues = _element(0x1C53BB6B, b"".join(points))
-    seek = len(_seek_head(0, 0, 0))
-    return _seek_head(seek, seek + info, seek + info + tracks), cues
 
 
 def _seek_head(info: int, tracks: int, cues: int) -> bytes:

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from roomtape.core.model import Kind
-from roomtape.core.rope import Lazy, Literal, Part, Rope
+from roomtape.core.rope import Lazy, Literal, Part, Rope, Span
 from roomtape.media.boxes import MOVIE_SCALE, box, full, movie_header, runs, table, timescale, track
 from roomtape.media.placed import Chunks, Lane, Placement
 
 Ints = npt.NDArray[np.int64]
 _EPOCH = datetime(1904, 1, 1, tzinfo=UTC)
-_MDAT_HEAD = 16
+_MDAT_HEAD = _PLACES_HEAD = 16
 
 
 def progressive(placement: Placement, *, created: datetime | None = None) -> Rope:
@@ -28,17 +28,17 @@ def progressive(placement: Placement, *, created: datetime | None = None) -> Rop
     size = sum(part.size for part in payload.parts)
     drafts = [_Track.of(lane, offsets) for lane, offsets in zip(lanes, payload.offsets, strict=True)]
 
-    def head(base: int, word: str) -> bytes:
+    def head(tables: list[bytes]) -> bytes:
         movie = movie_header(max((draft.duration for draft in drafts), default=0), len(drafts) + 1, stamp)
-        tracks = [draft.box(number, base, word, stamp) for number, draft in enumerate(drafts, 1)]
+        tracks = [draft.box(number, table, stamp) for number, (draft, table) in enumerate(zip(drafts, tables, strict=True), 1)]
         return box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso6mp41") + box(b"moov", movie, *tracks)
 
-    word = ">u4"
-    bound = sum(len(draft.tables) + 8 * len(draft.chunk_offsets) + 4096 for draft in drafts)
-    if bound + size >= 1 << 32:
-        word = ">u8"
-    base = len(head(0, word)) + _MDAT_HEAD
-    return Rope.of([Literal(head(base, word) + struct.pack(">I4sQ", 1, b"mdat", size + _MDAT_HEAD)), *payload.parts])
+    fixed = len(head([b""] * len(drafts))) + sum(len(draft.tables) + _PLACES_HEAD for draft in drafts) + _MDAT_HEAD
+    count = sum(len(draft.chunk_offsets) for draft in drafts)
+    word = ">u8" if fixed + 8 * count + size >= 1 << 32 else ">u4"
+    base = fixed + np.dtype(word).itemsize * count
+    body = head([draft.tables + draft.places(base, word) for draft in drafts])
+    return Rope.of([Literal(body + struct.pack(">I4sQ", 1, b"mdat", size + _MDAT_HEAD)), *payload.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
     used, joined = np.zeros(objects, bool), np.zeros(objects + 1, bool)
     firsts = []
     for lane in lanes:
-        at = lane.rows["at"][lane.rows["literal"] < 0]
-        size = lane.rows["size"][lane.rows["literal"] < 0]
-        first = np.searchsorted(chunks.starts, at, side="right") - 1
+        stored = lane.rows["literal"] < 0
+        at, size = lane.rows["at"][stored], lane.rows["size"][stored]
+        first = _objects_of(at, chunks.starts)
         over = np.flatnonzero(at + size > chunks.starts[first + 1])  # samples that go on in the next object: nothing may come between
         used[first] = True
         for start, stop in zip(first[over].tolist(), (at[over] + size[over]).tolist(), strict=True):
@@ -94,11 +94,18 @@ def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
     return _Payload(parts, offsets)
 
 
+def _objects_of(at: Ints, starts: Ints) -> Ints:
+    """The object in which each position lies; samples mostly lie in the order of their bytes, which is ten times quicker."""
+    if (at[1:] >= at[:-1]).all():
+        return np.repeat(np.arange(len(starts) - 1), np.diff(np.searchsorted(at, starts)))
+    return np.searchsorted(starts, at, side="right") - 1
+
+
 def _object(chunks: Chunks, number: int) -> list[Part]:
     start, stop = int(chunks.starts[number]), int(chunks.starts[number + 1])
     if len(chunks.patches):  # one literal a frame: only made for the bytes that are asked for
         return [Lazy(stop - start, lambda: chunks.pieces(start, stop))]
-    return list(chunks.pieces(start, stop))
+    return [Span(chunks.keys[number], 0, stop - start)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +168,14 @@ class _Track:
         edits, duration = _edits(start_us, stop_us, lead_us, lag_us, scale)
         return cls(lane, tables, offsets[chunk], edits, int(ticks[-1] - ticks[0]), duration)
 
-    def box(self, number: int, base: int, word: str, created: int) -> bytes:
+    def places(self, base: int, word: str) -> bytes:
+        """Where the chunks lie, in words of 32 bits as long as the file allows it."""
         name = b"stco" if word == ">u4" else b"co64"
-        places = full(name, 0, 0, struct.pack(">I", len(self.chunk_offsets)), (self.chunk_offsets + base).astype(word).tobytes())
-        return track(
-            number,
-            self.lane.setups,
-            self.tables + places,
-            media_duration=self.media_duration,
-            duration=self.duration,
-            edits=self.edits,
-            created=created,
-        )
+        return full(name, 0, 0, struct.pack(">I", len(self.chunk_offsets)), (self.chunk_offsets + base).astype(word).tobytes())
+
+    def box(self, number: int, tables: bytes, created: int) -> bytes:
+        durations = {"media_duration": self.media_duration, "duration": self.duration}
+        return track(number, self.lane.setups, tables, edits=self.edits, created=created, **durations)
 
 
 def _ticks(time_us: Ints, scale: int) -> Ints:
