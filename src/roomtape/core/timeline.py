@@ -84,6 +84,7 @@ class _Chain:
 
     file: FileFacts
     zero_us: int
+    base_us: int  # where the track begins
     end_us: int
     shift_us: int  # added to what is stated: the clock was set
 
@@ -101,7 +102,8 @@ def place(files: Sequence[FileFacts], mends: Mapping[int, Mend], *, begin_us: in
         spots.append(spot)
         if not file.late:
             end = spot.zero_us + file.end_us
-            chain = _Chain(file, spot.zero_us, max(end, chain.end_us) if chain else end, shift)
+            base = chain.base_us if chain else spot.zero_us
+            chain = _Chain(file, spot.zero_us, base, max(end, chain.end_us) if chain else end, shift)
     return spots
 
 
@@ -113,7 +115,7 @@ def _spot(file: FileFacts, chain: _Chain | None, mend: Mend | None, begin_us: in
     if file.stated_us is None:
         return _cut(file, after, 0), chain.shift_us
     clock = file.stated_us + chain.shift_us - file.first_us
-    back, ahead = chain.end_us - clock - file.first_us, clock + file.end_us - begin_us
+    back, ahead = chain.end_us - clock - file.first_us, clock + file.end_us - chain.base_us
     if back > MAX_OVERLAP_US or (back > 0 and clock + file.first_us <= chain.first_us) or ahead > MAX_SPAN_US:
         return _cut(file, after, 0), chain.shift_us + after - clock  # somebody set the clock: from here on it is read with a shift
     touch = _touching(file, chain)
