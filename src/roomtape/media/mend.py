@@ -1,0 +1,166 @@
+"""Joins two overlapping runs of Opus packets off the grid: finds how they lie to each other and re-encodes the few packets around the join. In the sandbox.
+
+All positions are samples at 48 kHz of *decoded* sound, counted from the first old packet. The new run's content is matched to the old's by
+correlation; a packet grid of 2.5 ms cannot meet it exactly, so the literals slide by up to 1.25 ms over their whole length: heard as nothing,
+where a step would cancel a tone. The literals come from an encoder that was fed the sound before, so that it has settled where they begin.
+"""
+
+from base64 import b64decode, b64encode
+from typing import IO, Any
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.audio.codeccontext import AudioCodecContext
+
+from roomtape.core.timeline import cut_sound
+from roomtape.media.refusal import MediaRefused
+
+Sound = npt.NDArray[np.float32]  # (samples, channels)
+
+RATE = 48_000
+GRID = 120  # 2.5 ms, the shortest Opus frame
+_FRAMES = (960, 480, 240, 120)  # 20, 10, 5, 2.5 ms
+_SEARCH = 2880  # ±60 ms
+_SETTLE = 960  # what a new encoder and decoder need before they are to be trusted
+_FADE = 480  # 10 ms
+_PREROLL = 4800  # 100 ms of sound before a literal: the encoder's energies have settled
+_LOOKAHEAD = 120  # of libopus with restricted low delay (always CELT): what goes in at m comes out at m + 120
+_BIT_RATE = 128_000  # per channel; a few packets only, so spend bits
+_QUIET = 1e-3  # -60 dBFS: nothing to hold on to
+_TIE = 0.01  # peaks this near to the best are as good: a periodic sound; then the nearest to the nominal offset is right
+_LIKE = 0.5  # below this the runs do not resemble each other
+
+
+def mend(args: dict[str, Any], _feed: IO[bytes]) -> dict[str, Any]:
+    """args: {"channels", "packet_us", "offset_us", "old": [base64], "new": [base64]}, as media.layout.Join has them.
+
+    `old`: the older file's packets from some before the join to its very last, `new`: the newer file's from its very first. `offset_us`: where `new`
+    begins by the clock, from the end of `old` (negative: they overlap). Answer: {"offset_us" by the sound, "confidence" 0..1 (0: the clock's was
+    kept), "hole_us", "packets": [base64]}; the packets fill the hole that core.timeline.cut_sound finds for this offset, none where it finds none.
+    """
+    channels, packet_us = int(args["channels"]), int(args["packet_us"])
+    if channels not in {1, 2}:
+        raise MediaRefused("Only mono and stereo sound can be mended.")
+    old, ends = decode([b64decode(packet) for packet in args["old"]], channels)
+    new, _ = decode([b64decode(packet) for packet in args["new"]], channels)
+    offset, confidence = align(old, new, len(old) + _samples(int(args["offset_us"])))
+    offset_us = round((offset - len(old)) * 1_000_000 / RATE)
+    skip_us, hole_us = cut_sound(-offset_us, packet_us)
+    length, there = _samples(hole_us), offset + _samples(skip_us)
+    here = max((end for end in (0, *ends) if end <= there + 1), default=0)
+    packets = encode(bridge(old, new, here=here, there=there, offset=offset, length=length), length) if length else []
+    return {"offset_us": offset_us, "confidence": round(confidence, 4), "hole_us": hole_us, "packets": [b64encode(packet).decode() for packet in packets]}
+
+
+def decode(packets: list[bytes], channels: int) -> tuple[Sound, list[int]]:
+    """One decoder over all packets; also where each packet's sound ends. A packet that does not decode is as long as the one before it, in silence."""
+    context = _codec("r", channels)
+    context.options = {"request_sample_fmt": "flt"}
+    parts: list[Sound] = []
+    ends: list[int] = []
+    for packet in packets:
+        try:
+            frames = context.decode(av.Packet(packet))
+        except av.error.InvalidDataError:
+            frames = []
+        got = [_interleaved(frame.to_ndarray(), channels) for frame in frames]
+        parts += got or [np.zeros((len(parts[-1]) if parts else 960, channels), np.float32)]
+        ends.append(sum(map(len, parts)))
+    return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32), ends
+
+
+def _samples(us: int) -> int:
+    return round(us * RATE / 1_000_000)
+
+
+def align(old: Sound, new: Sound, nominal: int) -> tuple[int, float]:
+    """Where `new` begins in `old`, within ±60 ms of `nominal`, and how alike they are; (nominal, 0.0) where the sound says nothing."""
+    a, b = old.mean(axis=1, dtype=np.float64), new.mean(axis=1, dtype=np.float64)
+    first = nominal - _SEARCH
+    settle = max(_SETTLE, -first)
+    size = min(len(a) - (nominal + _SEARCH) - settle, len(b) - settle)
+    if size < _SETTLE:
+        return nominal, 0.0
+    template, field = b[settle : settle + size], a[first + settle : first + settle + size + 2 * _SEARCH]
+    padded = 1 << (len(field) + size).bit_length()
+    product = np.fft.irfft(np.fft.rfft(field, padded) * np.conj(np.fft.rfft(template, padded)), padded)[: 2 * _SEARCH + 1]
+    energy = np.concatenate(([0.0], np.cumsum(field**2)))
+    there = energy[size : size + 2 * _SEARCH + 1] - energy[: 2 * _SEARCH + 1]
+    here = float(np.sum(template**2))
+    if here < size * _QUIET**2 or float(there.max()) < size * _QUIET**2:
+        return nominal, 0.0
+    likeness = product / np.sqrt(np.maximum(there, size * _QUIET**2 / 16) * here)
+    if float(likeness.max()) < _LIKE:
+        return nominal, 0.0
+    best = np.flatnonzero(likeness >= likeness.max() - _TIE)
+    peaks = [lag for lag in best if likeness[lag] >= likeness[max(lag - 1, 0)] and likeness[lag] >= likeness[min(lag + 1, 2 * _SEARCH)]]
+    lag = min(peaks, key=lambda lag: abs(lag - _SEARCH))
+    return first + int(lag), float(likeness[lag])
+
+
+def bridge(old: Sound, new: Sound, *, here: int, there: int, offset: int, length: int) -> Sound:
+    """The sound from _PREROLL before `here` to a look-ahead after its end: old, a cross-fade in the middle, new, which is met at here + length."""
+    at = np.arange(here - _PREROLL, here + length + _LOOKAHEAD)
+    slide = np.clip((at - here) / length, 0.0, 1.0) * (there - here - length)
+    source = at + slide
+    middle = min((here + there) / 2, len(old) - _FADE / 2)
+    fade = np.clip((source - middle) / min(_FADE, length) + 0.5, 0.0, 1.0)[:, None]
+    return (_read(old, source) * (1 - fade) + _read(new, source - offset) * fade).astype(np.float32)
+
+
+def encode(sound: Sound, length: int) -> list[bytes]:
+    """Opus packets whose decoded sound is `length` samples of `sound` from _PREROLL on; short frames first: the new run's decoder then comes from long ones."""
+    counts, rest = [], length
+    for size in _FRAMES:
+        count, rest = divmod(rest, size)
+        counts.append((size, count))
+    literals: list[bytes] = []
+    at = _PREROLL
+    for size, count in reversed(counts):
+        if count:
+            literals += _run(sound, at, size, count)
+        at += count * size
+    return literals
+
+
+def _run(sound: Sound, at: int, size: int, count: int) -> list[bytes]:
+    """`count` packets of `size` samples whose decoded sound begins at `at`, from an encoder fed with what is before."""
+    before = _PREROLL // size
+    channels = sound.shape[1]
+    context = _codec("w", channels)
+    context.format = "flt"
+    context.bit_rate = _BIT_RATE * channels
+    context.options = {"application": "lowdelay", "frame_duration": f"{size / 48:g}", "vbr": "off", "packet_loss": "100"}
+    start = at + _LOOKAHEAD - before * size
+    packets: list[bytes] = []
+    for number in range(before + count):
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(sound[start + number * size : start + (number + 1) * size]).reshape(1, -1),
+            format="flt",
+            layout="mono" if channels == 1 else "stereo",
+        )
+        frame.sample_rate, frame.pts = RATE, number * size
+        packets += [bytes(packet) for packet in context.encode(frame)]
+    packets += [bytes(packet) for packet in context.encode(None)]
+    return packets[before : before + count]
+
+
+def _codec(mode: str, channels: int) -> AudioCodecContext:
+    context: Any = av.CodecContext.create("libopus", mode)
+    context.sample_rate, context.layout = RATE, "mono" if channels == 1 else "stereo"
+    return context  # type: ignore[no-any-return]
+
+
+def _interleaved(samples: npt.NDArray[Any], channels: int) -> Sound:
+    """(samples, channels) as floats, from whatever layout and format the decoder gives."""
+    if samples.dtype.kind == "i":
+        samples = samples / np.float32(1 << (8 * samples.dtype.itemsize - 1))
+    return samples.reshape(-1, channels).astype(np.float32) if samples.shape[0] == 1 else samples.T.astype(np.float32)
+
+
+def _read(sound: Sound, at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sound at fractional positions; silence outside."""
+    places = np.arange(len(sound))
+    return np.stack([np.interp(at, places, sound[:, channel], left=0.0, right=0.0) for channel in range(sound.shape[1])], axis=1)
