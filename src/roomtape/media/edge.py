@@ -171,8 +171,10 @@ def _given_up(facts: TrackFacts, track: Track, placed: Placed, places: Ints, mar
     holes = []
     for before, after in zip(places[:-1].tolist(), places[1:].tolist(), strict=True):
         first, stop = track.segments[before][0].index + 1, track.segments[after][0].index
+        if first == stop:
+            continue
         later = np.flatnonzero(marks.segment >= after)
-        if first == stop or not len(later):
+        if not len(later):
             continue
         ends = [int(lane.end[: np.searchsorted(lane.segment, before, side="right")].max(initial=-_FAR)) for lane in lanes]
         a, b = max(ends), int(marks.time[later[0]])

@@ -118,7 +118,6 @@ class Layout:
     settled_us: int = 0
     maps: tuple[tuple[Stream | None, Stream | None], ...] = ()
     spans: tuple[Span, ...] = ()
-    joins: tuple[Join, ...] = ()
 
     @property
     def duration_us(self) -> int:

@@ -70,12 +70,11 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
     if len(filled):
         lanes.append(Lane(Kind.AUDIO, filled, track.setups[1], tuple(literals)))
         start = min(start, int(filled["time_us"][0]))
-    chunks = _chunks(track)
     cut = edge.cut(
         facts, track, edge.Placed(standing.picture, standing.sound, standing.keep_picture, standing.keep_sound, standing.spots, standing.late), start, end
     )
     return Layout(
-        Placement(tuple(lanes), chunks, _container(track)),
+        Placement(tuple(lanes), _chunks(track), _container(track)),
         tuple(gaps),
         start,
         end,
@@ -84,13 +83,13 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
         cut.settled_us,
         cut.maps,
         tuple(Span(*span) for span in _spans(standing)),
-        tuple(_joins(standing, chunks)),
     )
 
 
-def joins_wanted(layout: Layout) -> tuple[Join, ...]:
-    """The joins off the packet grid that nobody has mended yet, with all that a child needs to do so."""
-    return layout.joins
+def joins_wanted(facts: TrackFacts, taken: Sequence[Taken]) -> tuple[Join, ...]:
+    """The joins off the packet grid that none of facts.mends mends yet, with all that a child needs to do so; of a closed track, for only there mends count."""
+    track = rows.gather(sorted(taken, key=lambda one: one.index))
+    return tuple(_joins(_stand(facts, track), _chunks(track)))
 
 
 def _begin(facts: TrackFacts) -> int:
@@ -114,7 +113,7 @@ def _stand(facts: TrackFacts, track: Track) -> _Standing:
     sound = rows.count_packets(sound, opus, count)
     usable = rows.decodable(picture, count, broken)
     late = np.array([not facts.closed and segment.index in facts.skips for segment, _ in track.segments], np.bool_)
-    spots = _spots(facts, track, (picture, sound), stated, usable, late, opus)
+    spots = _spots(facts, track, (picture, sound), stated=stated, usable=usable, late=late, opus=opus)
     zero = np.array([spot.zero_us if spot else 0 for spot in spots], np.int64)
     from_picture = np.array([spot.picture_from_us if spot else _FAR for spot in spots], np.int64)
     from_sound = np.array([spot.sound_from_us if spot else _FAR for spot in spots], np.int64)
@@ -135,7 +134,7 @@ def _lost(index: Index) -> bool:
 
 
 def _spots(
-    facts: TrackFacts, track: Track, lanes: tuple[Rows, Rows], stated: Sequence[int | None], usable: Mask, late: Mask, opus: Mask,
+    facts: TrackFacts, track: Track, lanes: tuple[Rows, Rows], *, stated: Sequence[int | None], usable: Mask, late: Mask, opus: Mask,
 ) -> list[Spot | None]:  # fmt: skip
     """The law applied: a spot for each file that has anything to show or to be heard."""
     count = track.files
@@ -180,10 +179,7 @@ def _filled(facts: TrackFacts, standing: _Standing, heard: npt.NDArray[np.void],
         numbered = [(len(literals) + n, len(packet), length) for n, (packet, length) in enumerate(zip(packets, lengths, strict=True))]
         literals.extend(packets)
         pieces.append(rows.literal_rows(numbered, int(heard["setup"][at - 1]), hole_at))
-    if len(pieces) > 1:
-        heard = np.concatenate(pieces)
-        heard = heard[np.argsort(heard["time_us"], kind="stable")]
-    return rows.fill(heard, standing.track.setups[1], literals, begin, end_us)
+    return rows.fill(rows.merged(pieces), standing.track.setups[1], literals, begin, end_us)
 
 
 def _chunks(track: Track) -> Chunks:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roomtape.core.model import Kind
-from roomtape.core.timeline import SNAP_US, TOUCH_US, Run
+from roomtape.core.timeline import OPUS_STEP_US, SNAP_US, TOUCH_US, Run
 from roomtape.media.laid import Taken
 from roomtape.media.placed import PLACED
 from roomtape.media.sample import SAMPLE, Index, Part, Samples, Stream
@@ -87,7 +87,7 @@ def gather(taken: Sequence[Taken]) -> Track:
         if heads:
             segments.append((segment, index))
     counts = [len(index.samples) for _, index in segments]
-    samples = np.concatenate([index.samples for _, index in segments]) if segments else np.zeros(0, SAMPLE)
+    samples = _joined([index.samples for _, index in segments], SAMPLE)
     starts = np.zeros(len(segments) + 1, np.int64)
     np.cumsum([segment.size for segment, _ in segments], out=starts[1:])
     file_of = np.zeros(len(segments), np.int64)
@@ -95,6 +95,11 @@ def gather(taken: Sequence[Taken]) -> Track:
     streams = _streams(segments, [*heads, len(segments)])
     setups, setup_of = _setups(streams)
     return Track(tuple(segments), np.cumsum(file_of), tuple(heads), samples, np.repeat(np.arange(len(segments)), counts), starts, streams, setups, setup_of)
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """np.concatenate asks each structured array for its fields: ten times slower than joining bytes."""
+    return np.frombuffer(bytearray().join(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), dtype)
 
 
 def _streams(segments: Sequence[tuple[Taken, Index]], edges: Sequence[int]) -> tuple[tuple[Stream | None, Stream | None], ...]:
@@ -128,9 +133,9 @@ def lane(track: Track, kind: int) -> Rows:
     numbers = np.array([pair[kind].number if pair[kind] else -1 for pair in track.streams], np.int64)  # type: ignore[union-attr]
     file = track.file_of[track.segment_of]
     row = np.flatnonzero(track.samples["stream"] == numbers[file])
-    some = track.samples[row]
-    time = np.clip(some["time_us"], -SANE_US, SANE_US)
-    rows = Rows(track.segment_of[row], file[row], time, some["duration_us"].astype(np.int64), some["key"] != 0, row)
+    some = track.samples
+    time = np.clip(some["time_us"][row], -SANE_US, SANE_US)
+    rows = Rows(track.segment_of[row], file[row], time, some["duration_us"][row].astype(np.int64), some["key"][row] != 0, row)
     if np.any((np.diff(rows.time) < 0) & (np.diff(rows.file) == 0)):
         rows = rows.take(np.lexsort((rows.time, rows.file)))
     return rows
@@ -245,10 +250,10 @@ def placed(track: Track, rows: Rows, kind: int) -> npt.NDArray[np.void]:
         rows = rows.take(np.argsort(rows.time, kind="stable"))
         rows = rows.take(np.diff(rows.time, prepend=-(1 << 60)) > 0)
     out = np.zeros(len(rows), PLACED)
-    some = track.samples[rows.row]
-    out["time_us"], out["duration_us"], out["cts_us"], out["key"] = rows.time, rows.duration, some["cts_us"], some["key"] != 0
+    some, row = track.samples, rows.row
+    out["time_us"], out["duration_us"], out["cts_us"], out["key"] = rows.time, rows.duration, some["cts_us"][row], rows.key
     out["setup"], out["literal"] = track.setup_of[kind][rows.file], -1
-    out["at"], out["size"] = track.starts[rows.segment] + some["offset"], some["size"]
+    out["at"], out["size"] = track.starts[rows.segment] + some["offset"][row], some["size"][row]
     return out
 
 
@@ -265,28 +270,29 @@ def fill(rows: npt.NDArray[np.void], setups: Sequence[Stream], literals: list[by
         return rows
     ends = np.concatenate([[begin_us], rows["time_us"] + rows["duration_us"]])
     holes = np.append(rows["time_us"], max(end_us, int(ends[-1]))) - ends
-    known: dict[tuple[int, int], npt.NDArray[np.void]] = {}
-    numbers: dict[bytes, int] = {packet: number for number, packet in enumerate(literals)}
+    where = np.flatnonzero(holes > TOUCH_US)
+    kinds = np.stack([rows["setup"][np.maximum(where - 1, 0)].astype(np.int64), (holes[where] + OPUS_STEP_US // 2) // OPUS_STEP_US], axis=1)
     pieces = [rows]
-    for where in np.flatnonzero(holes > TOUCH_US).tolist():
-        setup, hole = int(rows["setup"][max(where - 1, 0)]), int(holes[where])
-        piece = known.get((setup, hole))
-        if piece is None:
-            piece = known[(setup, hole)] = _silent(silence(setups[setup], hole), setup, literals, numbers)
-        piece = piece.copy()
-        piece["time_us"] += ends[where]
-        pieces.append(piece)
-    if len(pieces) > 1:
-        rows = np.concatenate(pieces)
-        rows = rows[np.argsort(rows["time_us"], kind="stable")]
-    return stretch(rows)
+    for setup, steps in np.unique(kinds, axis=0).tolist():
+        same = ends[where[(kinds[:, 0] == setup) & (kinds[:, 1] == steps)]]
+        piece = _silent(silence(setups[setup], steps * OPUS_STEP_US), setup, literals)
+        many = np.tile(piece, len(same))
+        many["time_us"] += np.repeat(same, len(piece))
+        pieces.append(many)
+    return stretch(merged(pieces))
 
 
-def _silent(packets: Sequence[tuple[bytes, int]], setup: int, literals: list[bytes], numbers: dict[bytes, int]) -> npt.NDArray[np.void]:
-    for packet, _ in packets:
-        if packet not in numbers:
-            numbers[packet] = len(literals)
-            literals.append(packet)
+def merged(pieces: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    """Placed rows of several arrays in order of time."""
+    if len(pieces) == 1:
+        return pieces[0]
+    rows = _joined(pieces, PLACED)
+    return rows[np.argsort(rows["time_us"], kind="stable")]
+
+
+def _silent(packets: Sequence[tuple[bytes, int]], setup: int, literals: list[bytes]) -> npt.NDArray[np.void]:
+    literals.extend(packet for packet in dict.fromkeys(packet for packet, _ in packets) if packet not in literals)
+    numbers = {packet: number for number, packet in enumerate(literals)}
     return literal_rows([(numbers[packet], len(packet), length) for packet, length in packets], setup, 0)
 
 
