@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import Kind
 from roomtape.core.rope import Lazy, Literal, Rope, Span, Woven, woven
-from roomtape.media import boxes, clusters, cmaf, mp4head
+from roomtape.media import boxes, clusters, cmaf, mp4head, playlist
 from roomtape.media.placed import PLACED, PLACED_PATCH, Chunks, Lane, Placement
 from roomtape.media.sample import Container, Stream
 from roomtape.media.silence import silence
@@ -35,11 +35,8 @@ class Tape:
     objects: dict[str, bytes]
 
     def bytes_of(self, rope: Rope, start: int = 0, stop: int | None = None) -> bytes:
-        body = b""
-        parts = []
-        for piece in rope.slice(start, rope.size if stop is None else stop):
-            parts.append(piece.body if isinstance(piece, Literal) else self.objects[piece.key][piece.offset : piece.offset + piece.size])
-        return body.join(parts)
+        pieces = rope.slice(start, rope.size if stop is None else stop)
+        return b"".join(piece.body if isinstance(piece, Literal) else self.objects[piece.key][piece.offset : piece.offset + piece.size] for piece in pieces)
 
 
 @dataclass
@@ -54,7 +51,7 @@ def find(data: bytes) -> Found:
     """PyAV tells the packets; where they lie in the file is found by their bytes, so that nothing of ours is trusted."""
     found = Found({}, {})
     after: dict[str, int] = {}
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         for stream in file.streams:
             codec = stream.codec_context
             kind = Kind(stream.type)
@@ -99,13 +96,12 @@ def place(bodies: list[bytes], begins_us: list[int], *, cuts: list[list[bytes]] 
             if kind is Kind.AUDIO and lane:
                 _fill(lane, literals, begin + kept[0][0], files[number])
             for index, (time, cts, duration, key, offset, size) in enumerate(kept):
-                length = kept[index + 1][0] - time if index + 1 < len(kept) else duration or FRAME_US
-                if kind is Kind.AUDIO and lane:
-                    time = lane[-1][0] + lane[-1][1] - begin  # packets follow each other
-                    length = 60_000  # by the packet itself; Chromium's MP4 says 21 ms of each last one
+                start, length = begin + time, kept[index + 1][0] - time if index + 1 < len(kept) else duration or FRAME_US
+                if kind is Kind.AUDIO:  # packets follow each other and say themselves how long they are; Chromium's MP4 says 21 ms of each last one
+                    start, length = lane[-1][0] + lane[-1][1] if lane else start, 60_000 if files[number].codec == "opus" else duration
                 elif lane:
-                    _stretch(lane, begin + time)
-                lane.append((begin + time, length, cts, key, setup, -1, bases[number] + offset, size))
+                    _stretch(lane, start)
+                lane.append((start, length, cts, key, setup, -1, bases[number] + offset, size))
         lanes.append(Lane(kind, np.array(lane, PLACED), setups, tuple(literals)))
     chunks = Chunks(tuple(f"{number:04d}" for number in range(len(stored))), starts)
     container = Container.MP4 if bodies[0][4:8] == b"ftyp" else Container.WEBM
@@ -169,8 +165,8 @@ class Seen:
 
 def watch(data: bytes) -> Seen:
     seen = Seen([], [], np.zeros((2, 0), np.float32), [])
-    sound = []
-    with av.open(io.BytesIO(data)) as file:
+    sound: list[npt.NDArray[np.float32]] = []
+    with av.open(io.BytesIO(data), "r") as file:
         for frame in file.decode(*file.streams):
             assert frame.pts is not None
             assert frame.time_base is not None
@@ -187,7 +183,21 @@ def watch(data: bytes) -> Seen:
 
 def complaints(path: Path, *options: str) -> str:
     """What ffmpeg has to say about a file that it reads and decodes to the end."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *options, "-i", str(path), "-fps_mode", "passthrough", "-enc_time_base", "demux", "-f", "null", "-"]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        *options,
+        "-i",
+        str(path),
+        "-fps_mode",
+        "passthrough",
+        "-enc_time_base",
+        "demux",
+        "-f",
+        "null",
+        "-",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stderr
 
 
@@ -258,7 +268,7 @@ def test_annex_b_becomes_lengths_without_touching_the_stored_bytes(tmp_path: Pat
 def test_an_mp4_seeks_to_each_key_frame(name: str) -> None:
     tape = restarts(name) if name.startswith("B") else cut_file(name)
     rows = tape.placement.lanes[0].rows
-    with av.open(io.BytesIO(tape.bytes_of(mp4head.progressive(tape.placement)))) as file:
+    with av.open(io.BytesIO(tape.bytes_of(mp4head.progressive(tape.placement))), "r") as file:
         video = file.streams.video[0]
         for time in reversed(rows["time_us"][rows["key"] != 0].tolist()):
             file.seek(round(time * 0.09), stream=video)
@@ -290,7 +300,7 @@ def test_a_fragments_bytes_stand_in_the_order_of_time_silence_where_it_is_heard(
     assert len(silent) >= 5
     for start, stop in silent:
         body = tape.bytes_of(cmaf.fragment(tape.placement, start, stop, 1))
-        with av.open(io.BytesIO(cmaf.init(cmaf.setups(tape.placement, 0)) + body)) as file:
+        with av.open(io.BytesIO(cmaf.init(cmaf.setups(tape.placement, 0)) + body), "r") as file:
             places: dict[str, list[tuple[int, int]]] = {}
             for packet in file.demux():
                 if packet.dts is not None and packet.pos is not None:
@@ -326,7 +336,7 @@ def test_a_webm_rope_shows_every_picture_and_seeks(name: str, tmp_path: Path) ->
     assert complaints(tmp_path / "a.webm") == ""
     rows = tape.placement.lanes[0].rows
     end = int((rows["time_us"] + rows["duration_us"]).max())
-    with av.open(io.BytesIO(body)) as file:
+    with av.open(io.BytesIO(body), "r") as file:
         assert file.duration is not None
         assert abs(file.duration - max(end, int(tape.placement.lanes[1].rows["time_us"][-1] + 60_000))) < 61_000
         video = file.streams.video[0]
@@ -362,7 +372,7 @@ def test_an_audio_only_recording_has_heads_too(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(body)
         assert complaints(tmp_path / name) == ""
         assert watch(body).sound.shape[1] == round(int(tape.placement.lanes[0].rows["duration_us"].sum()) * 48 / 1000)
-    with av.open(str(tmp_path / "a.webm")) as file:
+    with av.open(str(tmp_path / "a.webm"), "r") as file:
         file.seek(15_000_000)
         assert 9_900 <= (next(file.demux()).pts or 0) <= 15_060
 
@@ -428,3 +438,88 @@ def test_vp8_is_not_put_into_an_mp4() -> None:
         cmaf.init(streams)
     with pytest.raises(ValueError, match="vp8 has no place"):
         mp4head.progressive(tape.placement)
+
+
+def encoded(width: int, height: int, *, frames: int = 50, b_frames: int = 2, channels: int = 2, number: int = 0) -> bytes:
+    """H.264 with B-frames and AAC, 25 pictures a second; a tone of 440 Hz."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as file:
+        video = file.add_stream("libx264", rate=25, options={"bf": str(b_frames), "g": "25", "x264-params": "scenecut=0:b-adapt=0"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = file.add_stream("aac", rate=44_100, layout="stereo" if channels == 2 else "mono")
+        for index in range(frames):
+            picture = np.full((height, width, 3), 40 + number * 60, np.uint8)
+            picture[:, : 4 + index * 2] = 220
+            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(video.encode())
+        tone = np.sin(np.arange(frames * 1764) * 2 * np.pi * 440 / 44_100).astype(np.float32) * 0.3
+        frame = av.AudioFrame.from_ndarray(np.stack([tone] * channels), "fltp", "stereo" if channels == 2 else "mono")
+        frame.rate = 44_100
+        file.mux(audio.encode(frame))
+        file.mux(audio.encode())
+    return out.getvalue()
+
+
+def test_b_frames_keep_pictures_and_sound_at_their_times(tmp_path: Path) -> None:
+    source = encoded(320, 240)
+    tape = place([source], [1_000_000])
+    rows = tape.placement.lanes[0].rows
+    assert rows["cts_us"].any()
+    body = tape.bytes_of(mp4head.progressive(tape.placement))
+    seen = watch(body)
+    assert seen.pictures == watch(source).pictures
+    assert_on_the_clock(seen, tape, 1e6 / 90_000)
+    assert abs(seen.sound.shape[1] - int(tape.placement.lanes[1].rows["duration_us"].sum()) * 44_100 / 1e6) < 1024  # decoders make the last frame whole
+    (tmp_path / "b.mp4").write_bytes(body)
+    assert complaints(tmp_path / "b.mp4") == ""
+    parts = [tape.bytes_of(cmaf.fragment(tape.placement, start, stop, number)) for number, (start, stop) in enumerate(windows(tape), 1)]
+    fragments = watch(cmaf.init(cmaf.setups(tape.placement, 0)) + b"".join(parts))
+    assert fragments.pictures == seen.pictures
+    assert_on_the_clock(fragments, tape, 1e6 / 90_000)
+    matroska = watch(tape.bytes_of(clusters.webm(tape.placement, live=False)))
+    assert matroska.pictures == seen.pictures
+    assert_on_the_clock(matroska, tape, 1000)
+
+
+def test_b_frames_from_the_very_start_of_the_clock_lose_nothing() -> None:
+    source = encoded(320, 240)
+    tape = place([source], [0])
+    picture = tape.placement.lanes[0].rows
+    picture["time_us"] -= picture["time_us"][0]  # decoding begins at 0, the first picture shows two frames later
+    seen = watch(tape.bytes_of(mp4head.progressive(tape.placement)))
+    assert seen.pictures == watch(source).pictures
+    assert np.abs(np.array(seen.times_us) - np.sort(picture["time_us"] + picture["cts_us"])).max() <= 6
+
+
+def test_two_sizes_of_h264_stand_in_one_mp4_each_with_its_own_set_up(tmp_path: Path) -> None:
+    sources = [encoded(320, 240), encoded(160, 120, number=1)]
+    tape = place(sources, [500_000, 2_620_000])
+    assert len(tape.placement.lanes[0].setups) == 2
+    body = tape.bytes_of(mp4head.progressive(tape.placement))
+    seen = watch(body)
+    assert seen.pictures == [picture for source in sources for picture in watch(source).pictures]
+    assert_on_the_clock(seen, tape, 1e6 / 90_000)
+    (tmp_path / "two.mp4").write_bytes(body)
+    assert "rror" not in complaints(tmp_path / "two.mp4").replace("-v error", "")
+
+
+def test_a_new_set_up_is_a_discontinuity_with_an_init_of_its_own(tmp_path: Path) -> None:
+    sources = [encoded(320, 240, b_frames=0), encoded(160, 120, b_frames=0, number=1)]
+    tape = place(sources, [500_000, 2_620_000])
+    inits: dict[tuple[Stream, ...], str] = {}
+    listed = []
+    for number, (start, stop) in enumerate(windows(tape), 1):
+        setup = cmaf.setups(tape.placement, start)
+        name = inits.setdefault(setup, f"init{len(inits)}.mp4")
+        (tmp_path / name).write_bytes(cmaf.init(setup))
+        (tmp_path / f"{number}.m4s").write_bytes(tape.bytes_of(cmaf.fragment(tape.placement, start, stop, number)))
+        listed.append(playlist.Window(f"{number}.m4s", start, stop, name))
+    text = playlist.media(listed, ended=True, target_us=2_000_000)
+    assert (text.count("EXT-X-DISCONTINUITY"), text.count("EXT-X-MAP")) == (1, 2)
+    (tmp_path / "p.m3u8").write_text(text)
+    # ffmpeg's HLS reader keeps the first init for ever, so each run is read as a player reads it: its init, then its fragments
+    runs = [run.splitlines() for run in text.split("#EXT-X-MAP:URI=")[1:]]
+    bodies = [b"".join((tmp_path / name).read_bytes() for name in [run[0].strip('"'), *(line for line in run if line.endswith("m4s"))]) for run in runs]
+    seen = [watch(body) for body in bodies]
+    assert [each.pictures for each in seen] == [watch(source).pictures for source in sources]
+    assert [round(each.times_us[0]) for each in seen] == [500_000, 2_620_000]
