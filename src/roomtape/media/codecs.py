@@ -146,7 +146,7 @@ def avcc(nals: Sequence[bytes]) -> bytes:
         return b""
     body = b"\1" + sps[0][1:4] + bytes((0xFF, 0xE0 | len(sps))) + b"".join(len(n).to_bytes(2, "big") + n for n in sps)
     body += bytes((len(pps),)) + b"".join(len(n).to_bytes(2, "big") + n for n in pps)
-    if sps[0][1] in (100, 110, 122, 144):
+    if sps[0][1] not in (66, 77, 88):
         chroma, luma_bits, chroma_bits = _sps(sps[0])[2:]
         body += bytes((0xFC | chroma & 3, 0xF8 | luma_bits & 7, 0xF8 | chroma_bits & 7, 0))
     return body

@@ -85,9 +85,9 @@ def _is_cluster(buf: Any, at: int) -> bool:
     return at >= len(buf) or buf[at] in _FIRST_IN_CLUSTER
 
 
-def tracks(buf: Any, at: int, end: int) -> tuple[dict[int, tuple[Stream, int]], set[int]]:
-    """The body of Tracks: ({track number: (stream, microseconds of a frame or 0)}, numbers of tracks that carry neither sound nor pictures)."""
-    found: dict[int, tuple[Stream, int]] = {}
+def tracks(buf: Any, at: int, end: int) -> tuple[dict[int, tuple[Stream, int, int]], set[int]]:
+    """The body of Tracks: ({track number: (stream, µs of a frame or 0, µs of CodecDelay)}, numbers of tracks that carry neither sound nor pictures)."""
+    found: dict[int, tuple[Stream, int, int]] = {}
     ignored: set[int] = set()
     for ident, start, stop in children(buf, at, end):
         if ident != 0xAE:
@@ -97,9 +97,11 @@ def tracks(buf: Any, at: int, end: int) -> tuple[dict[int, tuple[Stream, int]], 
         if kind not in (1, 2) or not track or len(found) >= _MAX_TRACKS:
             ignored.add(track)
             continue
-        taken = {stream.number for stream, _ in found.values()}
+        taken = {stream.number for stream, *_ in found.values()}
         small = track if track < 256 and track not in taken else min(set(range(1, 256)) - taken)
-        found[track] = _video(buf, fields, small) if kind == 1 else _audio(buf, fields, small)
+        delay_us = _uint(buf, fields, 0x56AA) // 1000
+        stream, frame_us = _video(buf, fields, small) if kind == 1 else _audio(buf, fields, small)
+        found[track] = stream, frame_us, delay_us if delay_us < 1_000_000 else 0
     return found, ignored
 
 

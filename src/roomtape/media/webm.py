@@ -25,16 +25,17 @@ JUDGED = {"vp8": 1, "vp9": 2, "av1": 3, "h264": 4, "opus": 6}  # 5: h264 as Anne
 
 @dataclass(slots=True)
 class _Track:
-    """A stream, how its frames are judged, and how long a frame lasts where nothing else says so."""
+    """A stream, how its frames are judged, how long a frame lasts where nothing else says so, and what its timestamps are late by."""
 
     stream: Stream
     how: int
     frame_us: int
+    delay_us: int
 
     @classmethod
-    def of(cls, stream: Stream, frame_us: int) -> "_Track":
+    def of(cls, stream: Stream, frame_us: int, delay_us: int) -> "_Track":
         how = 5 if stream.annexb else JUDGED.get(stream.codec, 7 if stream.kind == Kind.AUDIO else 0)
-        return cls(stream, how, frame_us)
+        return cls(stream, how, frame_us, delay_us)
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class _File:
     short: bool = False  # three-byte start codes were met
 
     def carry(self, pending: bytes) -> bytes:
-        rows = [[n, t.frame_us, *stream_list(t.stream)] for n, t in self.tracks.items()]
+        rows = [[n, t.frame_us, t.delay_us, *stream_list(t.stream)] for n, t in self.tracks.items()]
         fields = {
             "tracks": rows,
             "ignored": sorted(self.ignored),
@@ -62,7 +63,7 @@ class _File:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "_File":
-        rows = {row[0]: _Track.of(stream_of(row[2:]), row[1]) for row in fields["tracks"]}
+        rows = {row[0]: _Track.of(stream_of(row[3:]), row[1], row[2]) for row in fields["tracks"]}
         return cls(rows, frozenset(fields["ignored"]), *fields["state"])
 
 
@@ -156,7 +157,7 @@ class _Walker:
     def _plain(self, buf: Any, p: int, base: int) -> int:
         """The tight loop over whole, unlaced SimpleBlocks of the usual codecs; stops at anything else, which the walk then takes."""
         file, rows = self.file, self.rows
-        usual = {n | 0x80: (t.stream.number, t.how) for n, t in file.tracks.items() if n < 127 and t.how in (1, 2, 6) and (t.stream.width or t.how == 6)}
+        usual = {n | 0x80: (t.stream.number, t.how, t.delay_us) for n, t in file.tracks.items() if n < 127 and t.how in (1, 2, 6) and (t.stream.width or t.how == 6)}
         stop, ahead = min(len(buf), file.cluster_end - self.origin - base), len(buf) - 12
         cluster, scale_ns, opus = file.cluster, file.scale_ns, codecs.OPUS_US
         while cluster >= 0 and p < ahead and buf[p] == SIMPLE_BLOCK:
@@ -172,8 +173,9 @@ class _Walker:
             end, known = at + size, usual.get(buf[at])
             if known is None or end > stop or size < 6 or size in _UNKNOWN or buf[at + 3] & 6:
                 break
-            ticks, number, how, lasts = buf[at + 1] << 8 | buf[at + 2], known[0], known[1], 0
-            time_us = (cluster + (ticks if ticks < 0x8000 else ticks - 0x10000)) * scale_ns // 1000
+            number, how, delay_us = known
+            ticks, lasts = buf[at + 1] << 8 | buf[at + 2], 0
+            time_us = (cluster + (ticks if ticks < 0x8000 else ticks - 0x10000)) * scale_ns // 1000 - delay_us
             toc = buf[at + 4]
             if how == 6:
                 key, lasts = 1, opus[toc] or codecs.opus_us(toc, buf[at + 5])
@@ -228,9 +230,9 @@ class _Walker:
             self.warnings.add("second_tracks", place)
             return
         found, ignored = tracks(buf, at, end)
-        self.file.tracks = {n: _Track.of(stream, frame_us) for n, (stream, frame_us) in found.items()}
+        self.file.tracks = {n: _Track.of(*one) for n, one in found.items()}
         self.file.ignored = frozenset(ignored)
-        if any(stream.codec.endswith("+encoded") for stream, _ in found.values()):
+        if any(stream.codec.endswith("+encoded") for stream, *_ in found.values()):
             self.warnings.add("content_encoding", place)
 
     def _group(self, buf: Any, at: int, end: int, base: int) -> None:
@@ -265,7 +267,7 @@ class _Walker:
         ticks, flags = buf[p] << 8 | buf[p + 1], buf[p + 2]
         if ticks & 0x8000:
             ticks -= 0x10000
-        time_us = (file.cluster + ticks) * file.scale_ns // 1000
+        time_us = (file.cluster + ticks) * file.scale_ns // 1000 - known.delay_us
         if key is None:
             key = flags & 0x80 != 0
         if flags & 6:

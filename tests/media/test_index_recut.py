@@ -1,0 +1,197 @@
+"""Any cutting of a file gives the same samples; any damage gives fewer, never an exception, an endless loop or a place outside the bytes."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from roomtape.media.index import PATCH, SAMPLE, Index, index_cut, index_head, pack, resync, unpack
+
+DATA = Path(__file__).parents[1] / "data" / "chromium"
+SETS = ("A-vp8", "A-webm-h264", "A-opus", "A-mp4", "A-mp4-avc1", "B-vp9", "B-mp4")
+LIMIT_S = 2.0  # for one small damaged file, on a busy machine; sound ones take a thousandth
+
+
+def joined(name: str, most: int = 200_000) -> bytes:
+    paths = sorted((DATA / name).glob("0*.*"))
+    return (b"".join(path.read_bytes() for path in paths) if name.startswith("A") else paths[0].read_bytes())[:most]
+
+
+FILES = {name: joined(name) for name in SETS}
+TINY = {name: data[:9_000] for name, data in FILES.items()}
+
+
+def rows(index: Index, at: int = 0) -> list[tuple[int, ...]]:
+    samples = index.samples
+    return list(zip(*((samples[name] + (at if name == "offset" else 0)).tolist() for name in ("offset", "stream", "key", "time_us", "size")), strict=True))
+
+
+def patches(index: Index, at: int = 0) -> list[tuple[int, int]]:
+    return [(int(place) + at, int(value)) for place, value in index.patches.tolist()]
+
+
+def recut(data: bytes, cuts: list[int]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]], Index]:
+    edges = sorted({0, *cuts, len(data)})
+    index, carry = index_head(data[: edges[1]])
+    found, patched = rows(index), patches(index)
+    for start, end in zip(edges[1:], edges[2:], strict=False):
+        index, carry = index_cut(data[start:end], carry)
+        assert len(carry) < 100_000
+        found += rows(index, start)
+        patched += patches(index, start)
+    return found, patched, index
+
+
+@pytest.mark.parametrize("name", SETS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_cutting_gives_the_same_samples(name: str, data: st.DataObject) -> None:
+    whole = FILES[name]
+    cuts = data.draw(st.lists(st.integers(1, len(whole) - 1), min_size=1, max_size=30))
+    index, _ = index_head(whole)
+    found, patched, last = recut(whole, cuts)
+    assert found == rows(index)
+    assert patched == patches(index)
+    assert last.streams == index.streams
+    assert last.warning == index.warning == ""
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_cuts_of_one_byte_give_the_same_samples(name: str) -> None:
+    whole = TINY[name]
+    found, patched, last = recut(whole, list(range(1, len(whole))))
+    index, _ = index_head(whole)
+    assert found == rows(index)
+    assert patched == patches(index)
+    assert last.streams == index.streams
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_empty_cuts_change_nothing(name: str) -> None:
+    whole = FILES[name]
+    _, carry = index_head(whole[:50_001])
+    index, again = index_cut(b"", carry)
+    assert (len(index.samples), again) == (0, carry)
+
+
+def lies_within(index: Index, first: int, end: int) -> None:
+    """Every sample and patch lies in first ≤ n < end, as places in the segment."""
+    samples = index.samples
+    assert samples.dtype == SAMPLE
+    assert index.patches.dtype == PATCH
+    assert (samples["offset"] >= first).all()
+    assert (samples["offset"] + samples["size"] <= end).all()
+    assert (samples["size"] > 0).all()
+    assert (index.patches["offset"] >= first).all()
+    assert (index.patches["offset"] + 4 + index.patches["value"] <= end).all()
+    assert set(samples["stream"].tolist()) <= {stream.number for stream in index.streams}
+    back = unpack(pack(index))
+    assert back.samples.tobytes() == samples.tobytes()
+    assert back.streams == index.streams
+
+
+def survive(data: bytes, middle: int) -> None:
+    started = time.monotonic()
+    index, carry = index_head(data)
+    lies_within(index, 0, len(data))
+    half, carry = index_head(data[:middle])
+    lies_within(half, 0, middle)
+    rest, _ = index_cut(data[middle:], carry)
+    lies_within(rest, -middle, len(data) - middle)
+    taken = resync(data[middle:], carry)
+    if taken:
+        lies_within(taken[0], 0, len(data) - middle)
+    assert time.monotonic() - started < LIMIT_S
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_seeded_damage_is_survived(name: str) -> None:
+    rng = random.Random(name)
+    source = FILES[name][:60_000]
+    for _ in range(700):
+        data = bytearray(source)
+        for _ in range(rng.choice((1, 3, 30))):
+            # headers are hit more often than payload
+            place = rng.randrange(rng.choice((200, 1400, len(data))))
+            data[place] = rng.choice((0, 1, 0xFF, 0x7F, rng.randrange(256), data[place] ^ 1 << rng.randrange(8)))
+        if rng.random() < 0.5:
+            start = rng.randrange(len(data))
+            del data[start : start + rng.choice((1, 7, 900))]
+        survive(bytes(data[: rng.randrange(1, len(data))] if rng.random() < 0.3 else data), rng.randrange(1, len(data)))
+
+
+@pytest.mark.parametrize("name", ["A-webm-h264", "A-mp4", "B-mp4"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(edits=st.lists(st.tuples(st.integers(0, 8_999), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6), middle=st.integers(1, 8_900))
+def test_found_damage_is_survived(name: str, edits: list[tuple[int, bytes]], middle: int) -> None:
+    data = bytearray(TINY[name])
+    for place, patch in edits:
+        data[place : place + len(patch)] = patch
+    survive(bytes(data), middle)
+
+
+@settings(max_examples=150, deadline=None)
+@given(head=st.sampled_from((b"", b"\x1a\x45\xdf\xa3", b"\0\0\0\x14ftypisom\0\0\0\0isom", b"\0\0\0\x08ftyp")), tail=st.binary(max_size=600), middle=st.integers(0, 600))
+def test_any_bytes_are_survived(head: bytes, tail: bytes, middle: int) -> None:
+    survive(head + tail, min(middle, len(head + tail)))
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return (len(body) + 8).to_bytes(4, "big") + kind + body
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_runs_that_claim_four_billion_samples_cost_nothing(size: int) -> None:
+    """A trun without fields of its own takes 20 bytes and may claim any count; 2,000 of them follow."""
+    head = FILES["B-mp4"][: FILES["B-mp4"].find(b"moof") - 4]
+    trun = box(b"trun", (1).to_bytes(4, "big"), b"\xff" * 4, (0).to_bytes(4, "big"))
+    tfhd = box(b"tfhd", (0x020018).to_bytes(4, "big"), (1).to_bytes(4, "big"), (1).to_bytes(4, "big"), size.to_bytes(4, "big"))
+    traf = box(b"traf", tfhd, box(b"tfdt", bytes(8)), trun * 2000)
+    started = time.monotonic()
+    index, carry = index_head(head + box(b"moof", box(b"mfhd", bytes(8)), traf) + box(b"mdat", bytes(64)))
+    assert "trun@" in index.warning
+    assert time.monotonic() - started < LIMIT_S
+    assert len(carry) < 1 << 24
+    lies_within(index, 0, len(head) + 100_000)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_million_tiny_elements_are_walked_in_time(name: str) -> None:
+    filler = b"\0\0\0\x08free" if "mp4" in name else b"\xec\x80"
+    started = time.monotonic()
+    data = FILES[name][:2_000] + filler * 200_000
+    lies_within(index_head(data)[0], 0, len(data))
+    assert time.monotonic() - started < LIMIT_S
+
+
+def test_what_follows_damage_is_found_again_at_the_next_cluster() -> None:
+    whole = joined("A-vp8", 1 << 30)
+    sound = rows(index_head(whole)[0])
+    hurt = bytearray(whole)
+    place = sound[200][0] - 8  # inside the header of a block, or of what stands before it
+    hurt[place : place + 6] = b"\0" * 6
+    index, _ = index_head(bytes(hurt))
+    found = rows(index)
+    assert index.warning.startswith("element@")
+    assert set(found) <= set(sound)
+    assert found[:199] == sound[:199]
+    assert found[-400:] == sound[-400:]
+    assert len(found) > len(sound) - 120
+
+
+def test_what_follows_damage_is_found_again_at_the_next_moof() -> None:
+    whole = joined("A-mp4", 1 << 30)
+    sound = rows(index_head(whole)[0])
+    hurt = bytearray(whole)
+    third = [at for at in range(len(whole)) if whole.startswith(b"moof", at)][2]
+    hurt[third - 4 : third + 4] = b"\0\0\0\1\xff\0\0\0"
+    index, _ = index_head(bytes(hurt))
+    found = rows(index)
+    assert index.warning.startswith("box@")
+    assert set(found) < set(sound)
+    assert found[-100:] == sound[-100:]
+    assert len(found) > len(sound) - 200
