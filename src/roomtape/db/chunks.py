@@ -153,6 +153,12 @@ async def set_parsed(
     return found(await one(connection, Chunk, _SET_PARSED, recording_id=recording_id, track_id=track_id, index=index, **values))
 
 
+async def drop_carry(connection: Connection, recording_id: UUID, track_id: str, index: int) -> None:
+    """Forgets what parsing the next cut needed, once it is parsed."""
+    query = "UPDATE chunks SET carry = NULL WHERE recording_id = %s AND track_id = %s AND index = %s AND carry IS NOT NULL"
+    await connection.execute(query, [recording_id, track_id, index])
+
+
 async def get_chunk(connection: Connection, recording_id: UUID, track_id: str, index: int) -> Chunk | None:
     """One chunk with its index and carry."""
     query = "SELECT * FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND index = %(index)s"

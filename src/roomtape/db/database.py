@@ -52,7 +52,7 @@ class Database:
         nobody knows whether it happened: everything written here is idempotent by key, so repeating converges.
         """
         with translated():
-            async with self.pool.connection() as connection:
+            async with self.pool.connection() as connection, connection.transaction():  # begun here, so that a transaction() inside is a savepoint, not a commit
                 yield connection
 
 

@@ -147,7 +147,8 @@ class EmbeddedPostgres:
 
     def _heal(self) -> None:
         """Ends what a killed owner left running on our data, then removes its stale files."""
-        shutil.rmtree(self.folder / "data.new", ignore_errors=True)
+        for unfinished in self.folder.glob("data.new-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         patience = [(signal.SIGINT, _ORPHAN_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)]
         deadline = time.monotonic() + _ORPHAN_S  # its owner's death has already asked it to end
         while living := list(_living_on(self._data)):
@@ -181,9 +182,9 @@ class EmbeddedPostgres:
         return chosen
 
     def _initialise(self) -> None:
-        """Initdb beside, then a rename: a kill in the middle leaves nothing that looks like a database."""
-        fresh, password = self.folder / "data.new", self.folder / "password"
-        fresh.mkdir()
+        """Runs initdb beside, then a rename: a kill in the middle leaves nothing that looks like a database."""
+        password = self.folder / "password"
+        fresh = Path(tempfile.mkdtemp(prefix="data.new-", dir=self.folder))  # a new name: a killed owner's initdb may still be clearing its own
         self._own(fresh)
         handle = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:

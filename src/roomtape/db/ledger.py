@@ -4,6 +4,7 @@ Every function takes the connection of the caller's transaction first; every cha
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -235,8 +236,7 @@ async def move(
     await _keep_pauses(connection, recording_id, target, by)
     resumed = target is Status.RECORDING and held.status is Status.PAUSED
     data: Json = {"status": str(target), "title": moved.title} | ({"why": why} if why else {}) | ({"error": moved.error} if moved.error else {})
-    await write_event(connection, recording_id, "recording.resumed" if resumed else _EVENTS[target], data)
-    return moved
+    return replace(moved, event_seq=await write_event(connection, recording_id, "recording.resumed" if resumed else _EVENTS[target], data))
 
 
 async def pauses_of(connection: Connection, recording_id: UUID) -> list[Pause]:
@@ -275,8 +275,7 @@ async def soft_delete(connection: Connection, recording_id: UUID, *, by: str | N
     if held.status in OPEN:
         raise Conflict("The recording is still running: stop it first.", code="still_recording", status=str(held.status))
     deleted = found(await one(connection, Recording, "UPDATE recordings SET deleted_at = now() WHERE id = %(id)s RETURNING *", id=recording_id))
-    await write_event(connection, recording_id, "recording.deleted", {"by": by})
-    return deleted
+    return replace(deleted, event_seq=await write_event(connection, recording_id, "recording.deleted", {"by": by}))
 
 
 async def restore(connection: Connection, recording_id: UUID) -> Recording:

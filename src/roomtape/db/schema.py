@@ -67,12 +67,14 @@ def _upgrade(connection: Connection) -> None:
 def _upgrade_queue(connection: psycopg.Connection) -> None:
     """Procrastinate brings a whole schema for a fresh database and numbered steps for an older one; a table says which steps are done."""
     steps = {path.name: path for path in Path(SchemaManager.get_migrations_path()).glob("*.sql")}
-    with connection.transaction():
-        done = {name for (name,) in connection.execute("SELECT name FROM queue_migrations").fetchall()}
-        if not done:
+    done = {name for (name,) in connection.execute("SELECT name FROM queue_migrations").fetchall()}
+    if not done:
+        with connection.transaction():
             connection.execute(SchemaManager.get_schema())
-        else:
-            for name in sorted(set(steps) - done):
-                connection.execute(steps[name].read_bytes())
-        for name in sorted(set(steps) - done):
+            for name in steps:
+                connection.execute("INSERT INTO queue_migrations (name) VALUES (%s)", [name])
+        return
+    for name in sorted(set(steps) - done):
+        with connection.transaction():  # one each: a value added to an enumeration may be used by the next step only
+            connection.execute(steps[name].read_bytes())
             connection.execute("INSERT INTO queue_migrations (name) VALUES (%s)", [name])
