@@ -1,11 +1,13 @@
 // Records a stream as short files that stand alone, and brings them to the server in order. No page in here.
 import { call, insist } from "./api.js";
+import { firstPictureMs } from "./webm.js";
 
 /** 66 Opus packets of 60 ms: a restart on that grid joins without a packet cut in two. */
 export const PIECE_MS = 3960;
 /** The next recorder runs before the last one ends, so that no sound is lost while an encoder starts. */
 export const OVERLAP_MS = 250;
 const HALF_PICTURE_MS = 1000 / 60;
+const FIRST_CLUSTER_BYTES = 1 << 20;
 const LATE_MS = PIECE_MS - OVERLAP_MS; // a start later than this (the machine slept) skips to the next place on the grid
 
 /** Unix milliseconds with fractions, steady: the wall clock may be set while a recording runs. */
@@ -87,8 +89,9 @@ export class PictureClock {
  * startedAt is the time of the first sample, found so (measured in Chromium 156 with a camera and a microphone of known content):
  * - The start() call is nearer to it than the `start` event. Over six restarts the first sample keeps its distance to the call within 5 ms (VP8) and 22 ms
  *   (VP9), to the event only within 17 and 46 ms, for the event waits its turn behind the encoder's set-up.
- * - A file with a picture begins with the first picture that the camera took after the call, and its sound is laid out from there. So the call alone is up to
- *   one picture early (26 ms of spread over six pieces); the capture time that the preview tells is right within 2 ms.
+ * - A file begins with whatever comes first, mostly the first picture that the camera took after the call, and all else is laid out from there. So the call
+ *   alone is up to one picture early (26 ms of spread over six pieces); the capture time that the preview tells is right within 2 ms. Where sound came first
+ *   (pictures are lost on a busy machine), the file says how much later its first picture stands.
  * Where that is not known, half a picture is added to the call.
  */
 export class PieceRecorder {
@@ -151,9 +154,11 @@ export class PieceRecorder {
     this.#schedule();
   }
 
-  #firstSample(piece) {
+  async #firstSample(piece, blob) {
     if (!this.#pictures) return piece.startedAt;
-    return this.#pictures.firstAfter(piece.startedAt) ?? piece.startedAt + HALF_PICTURE_MS;
+    const laterMs = blob.type.includes("webm") ? firstPictureMs(await blob.slice(0, FIRST_CLUSTER_BYTES).arrayBuffer()) : 0;
+    const taken = this.#pictures.firstAfter(piece.startedAt + laterMs);
+    return taken === null ? piece.startedAt + HALF_PICTURE_MS : taken - laterMs;
   }
 
   #begin() {
@@ -181,17 +186,17 @@ export class PieceRecorder {
     if (piece.recorder.state !== "inactive") piece.recorder.stop();
   }
 
-  #done(piece) {
+  async #done(piece) {
     piece.endedAt ||= now();
-    this.#running.delete(piece);
-    this.#ready.set(piece.index, piece);
+    if (piece === this.#current && !this.#stopping) this.stop(); // it ended by itself: every device is gone
+    const blob = new Blob(piece.parts, { type: piece.recorder.mimeType });
+    const startedAt = await this.#firstSample(piece, blob);
+    this.#ready.set(piece.index, { index: piece.index, blob, startedAt, durationMs: Math.max(1, piece.endedAt - startedAt) });
     for (let due; (due = this.#ready.get(this.#next)); this.#next += 1) {
       this.#ready.delete(this.#next);
-      const blob = new Blob(due.parts, { type: due.recorder.mimeType });
-      const startedAt = this.#firstSample(due);
-      this.#onPiece({ index: due.index, blob, startedAt, durationMs: Math.max(1, due.endedAt - startedAt) });
+      this.#onPiece(due);
     }
-    if (piece === this.#current && !this.#stopping) this.stop(); // it ended by itself: every device is gone
+    this.#running.delete(piece);
     if (!this.#running.size && this.#stopping) this.#onEnd(this.#error);
   }
 }
