@@ -60,7 +60,10 @@ class Folder:
         self.sweep()
 
     def close(self) -> None:
-        os.close(self._root)
+        """Closing twice is fine."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1  # the number soon belongs to somebody else
 
     def free_bytes(self) -> int:
         """Room that is left to us, in bytes."""

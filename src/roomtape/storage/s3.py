@@ -65,11 +65,12 @@ class S3Store:
     parts are left behind only by a network that breaks in the middle: give the bucket a rule that aborts incomplete multipart uploads.
     """
 
-    def __init__(self, bucket: Bucket, *, scratch: Path | None = None) -> None:
-        """`scratch`: a folder for streams over 8 MiB, which wait there until they are known to be whole."""
+    def __init__(self, bucket: Bucket, *, scratch: Path | None = None, retry_s: float = RETRY_S) -> None:
+        """`scratch`: a folder for streams over 8 MiB, which wait there until they are known to be whole. `retry_s`: how long a failing call is retried."""
         self.bucket = bucket
         self._scratch = scratch
-        self._remote = _remote(bucket)
+        self._retry_s = retry_s
+        self._remote = _remote(bucket, retry_s)
 
     async def put(self, key: str, body: AsyncIterable[bytes], *, size: int, sha256: str) -> None:
         """Stores a stream; see Store. Nothing is sent before it is known to be what was announced."""
@@ -105,7 +106,7 @@ class S3Store:
         while stop is None or start < stop:
             end = start + WINDOW_BYTES if stop is None else min(start + WINDOW_BYTES, stop)
             with _meant("reading"):
-                async with asyncio.timeout(_allowed_s(end - start)):
+                async with self._in_time(end - start):
                     window, size = await self._window(key, start, end)
             for at in range(0, len(window), PIECE_BYTES):
                 yield window[at : at + PIECE_BYTES]
@@ -123,7 +124,7 @@ class S3Store:
         keys.parts(key)
         with _meant("deleting"):
             try:
-                async with asyncio.timeout(_allowed_s()):
+                async with self._in_time():
                     await obstore.delete_async(self._remote, key)
             except FileNotFoundError:
                 return
@@ -132,7 +133,13 @@ class S3Store:
         """All objects below the folder `prefix`."""
         below = "/".join(keys.folder_parts(prefix))
         with _meant("listing"):
-            async for page in obstore.list(self._remote, below or None):
+            pages = obstore.list(self._remote, below or None)
+            while True:
+                try:
+                    async with self._in_time():
+                        page = await anext(pages)
+                except StopAsyncIteration:
+                    return
                 for found in page:
                     yield Stored(found["path"], found["size"])
 
@@ -153,10 +160,14 @@ class S3Store:
     async def close(self) -> None:
         """Connections go with the object."""
 
+    def _in_time(self, size: int = 0) -> asyncio.Timeout:
+        """How long a call may take with all its retries."""
+        return asyncio.timeout(CONNECT_S + self._retry_s + size / SLOWEST_BYTES_PER_S)
+
     async def _send(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
         """Sends, then asks what the store has: the ack stands on that answer."""
         try:
-            async with asyncio.timeout(_allowed_s(size)):
+            async with self._in_time(size):
                 if size <= PART_BYTES:
                     with _meant("writing", writes=True):
                         body = await asyncio.to_thread(file.read)
@@ -199,7 +210,7 @@ class S3Store:
         """(size, sha256 as noted by us) of an object."""
         keys.parts(key)
         with _meant("looking"):
-            async with asyncio.timeout(_allowed_s()):
+            async with self._in_time():
                 found = await obstore.get_async(self._remote, key, options={"head": True})
         return found.meta["size"], found.attributes.get(DIGEST)
 
@@ -241,11 +252,6 @@ def _status(exc: BaseError) -> int:
     return int(found[1]) if found else 0
 
 
-def _allowed_s(size: int = 0) -> float:
-    """How long a call may take with all its retries."""
-    return CONNECT_S + RETRY_S + size / SLOWEST_BYTES_PER_S
-
-
 def _absorb(piece: bytes, digest: "hashlib._Hash", file: BinaryIO) -> None:
     digest.update(piece)
     file.write(piece)
@@ -255,7 +261,7 @@ def _waiting(size: int, scratch: Path | None) -> BinaryIO:
     return BytesIO() if size <= PART_BYTES else tempfile.TemporaryFile(dir=scratch)
 
 
-def _remote(bucket: Bucket) -> Remote:
+def _remote(bucket: Bucket, retry_s: float) -> Remote:
     config: S3Config = {
         "region": bucket.region,
         "virtual_hosted_style_request": not bucket.path_style,
@@ -275,7 +281,7 @@ def _remote(bucket: Bucket) -> Remote:
         client_options={"allow_http": bucket.allow_http, "connect_timeout": timedelta(seconds=CONNECT_S), "timeout": timedelta(seconds=REQUEST_S)},
         retry_config={
             "max_retries": 8,
-            "retry_timeout": timedelta(seconds=RETRY_S),
+            "retry_timeout": timedelta(seconds=retry_s),
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2},
         },
     )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_bytes, token_hex
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from roomtape.core.errors import BadInput, Refused, RoomtapeError, Unavailable
 from roomtape.core.ports import Store
@@ -33,7 +33,7 @@ def open_store(
     `endpoint` and `region` stand in for those that the URL does not name; `scratch` is a folder for large streams on their way to a bucket. A local folder is made; a bucket is not asked before `check`.
     Refused with a sentence for what cannot work.
     """
-    parsed = urlsplit(url)
+    parsed = _split(url)
     if parsed.scheme == "file":
         return open_folder(url)
     if parsed.scheme != "s3":
@@ -71,7 +71,7 @@ def open_store(
 
 def open_folder(url: str) -> LocalStore:
     """The LocalStore of a `file:///folder` URL; the spool is one too."""
-    parsed = urlsplit(url)
+    parsed = _split(url)
     folder = Path(unquote(parsed.path))
     if parsed.scheme != "file" or parsed.netloc or not folder.is_absolute() or folder == Path("/"):
         raise Refused(f"{url!r} names no folder: file:///absolute/path.", code="storage_url")
@@ -99,6 +99,13 @@ async def check(store: Store) -> None:
             await store.delete(key)
     if seen != (len(body), body, body[1000:1010]):
         raise Refused("The store gives back other bytes than it was given.", code="storage_differs")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as exc:
+        raise Refused(f"The storage URL {url[:80]!r} is no URL.", code="storage_url") from exc
 
 
 async def _all(store: Store, key: str, start: int = 0, stop: int | None = None) -> bytes:

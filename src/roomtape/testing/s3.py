@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 from urllib.parse import urlencode
 
 from roomtape.testing.servers import binary, free_port, listens, require
 
 INSTALL = "versitygw is not installed: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0, or name it in ROOMTAPE_VERSITYGW"
+
+
+class Credentials(TypedDict):
+    """Keyword arguments of storage.store.open_store."""
+
+    access_key_id: str
+    secret_access_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +42,9 @@ class S3Server:
         return f"s3://{bucket}/{prefix}?{urlencode(options)}"
 
     @property
-    def credentials(self) -> dict[str, str]:
+    def credentials(self) -> Credentials:
         """The keyword arguments of storage.store.open_store."""
-        return {"access_key_id": self.access_key_id, "secret_access_key": self.secret_access_key}
+        return Credentials(access_key_id=self.access_key_id, secret_access_key=self.secret_access_key)
 
 
 @contextmanager
@@ -47,7 +55,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     objects.mkdir(parents=True)
     server = S3Server(free_port(), objects)
     environment = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": server.access_key_id, "ROOT_SECRET_KEY": server.secret_access_key}
-    command = [program, "--quiet", "--port", f"127.0.0.1:{server.port}", "posix", objects]
+    command: list[str | Path] = [program, "--quiet", "--port", f"127.0.0.1:{server.port}", "posix", objects]
     with (folder / "versitygw.log").open("wb") as log, subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log) as process:  # noqa: S603 - our own line
         try:
             if not listens(server.port):
