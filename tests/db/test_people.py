@@ -1,0 +1,142 @@
+"""Keys, one-time links, sessions, playback tokens, repeated requests and leases: by the database's clock, by digest only."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from roomtape.core.errors import NotFound
+from roomtape.db import answers, artifacts, leases, people
+from roomtape.db.database import Database
+from roomtape.db.rows import SignedIn
+
+from .tape import TENANT, a_recording
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_key_is_found_until_it_is_revoked_and_never_stored_as_it_is(database: Database) -> None:
+    async with database.transaction() as connection:
+        made = await people.create_key(connection, TENANT, uuid7(), "rt_secret", name="ci", role="service")
+        found = await people.lookup_key(connection, "rt_secret")
+        assert found is not None
+        assert found.id == made.id
+        assert await people.lookup_key(connection, "rt_other") is None
+        dump = str(await (await connection.execute("SELECT api_keys::text FROM api_keys")).fetchall())
+        assert "rt_secret" not in dump
+        with pytest.raises(NotFound):
+            await people.revoke_key(connection, "other", made.id)
+        revoked = await people.revoke_key(connection, TENANT, made.id)
+        assert revoked.last_used_at is not None
+        assert await people.revoke_key(connection, TENANT, made.id) == revoked
+        assert await people.lookup_key(connection, "rt_secret") is None
+        assert await people.list_keys(connection, TENANT) == [revoked]
+        assert await people.list_keys(connection, "other") == []
+
+
+async def test_of_ten_clicks_on_a_login_link_one_signs_in(database: Database) -> None:
+    async with database.transaction() as connection:
+        await people.create_login_link(connection, TENANT, "link", "ann", roles=("admin",))
+        await people.create_login_link(connection, TENANT, "late", "ann", ttl=timedelta(0))
+
+    async def click() -> SignedIn | None:
+        async with database.transaction() as connection:
+            return await people.use_login_link(connection, "link")
+
+    signed_in = [who for who in await asyncio.gather(*(click() for _ in range(10))) if who]
+    assert [(who.user_id, who.roles) for who in signed_in] == [("ann", ["admin"])]
+    async with database.transaction() as connection:
+        assert await people.use_login_link(connection, "late") is None
+        session = await people.create_session(connection, "cookie", signed_in[0], csrf="csrf")
+        assert await people.find_session(connection, "cookie") == session
+        assert (session.user_id, session.csrf) == ("ann", "csrf")
+        await people.end_session(connection, "cookie")
+        assert await people.find_session(connection, "cookie") is None
+
+
+async def test_a_playback_token_is_prolonged_up_to_its_end_and_not_beyond(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+        made = await people.create_playback_token(connection, recording.id, "token", "user:ann", ttl=timedelta(minutes=1), most=timedelta(minutes=5))
+        assert await people.find_playback_token(connection, "token") == made
+        longer = await people.prolong_playback_token(connection, "token", ttl=timedelta(minutes=3))
+        assert longer is not None
+        assert made.expires_at < longer.expires_at < longer.until_at
+        most = await people.prolong_playback_token(connection, "token", ttl=timedelta(hours=1))
+        assert most is not None
+        assert most.expires_at == most.until_at
+        await people.create_playback_token(connection, recording.id, "over", "user:ann", ttl=timedelta(0))
+        assert await people.find_playback_token(connection, "over") is None
+        assert await people.prolong_playback_token(connection, "over") is None
+        await people.revoke_playback_tokens(connection, recording.id, "user:bob")
+        assert await people.find_playback_token(connection, "token") is not None
+        await people.revoke_playback_tokens(connection, recording.id)
+        assert await people.find_playback_token(connection, "token") is None
+
+
+async def test_what_has_expired_is_forgotten_and_the_rest_stays(database: Database) -> None:
+    async with database.transaction() as connection:
+        await people.create_login_link(connection, TENANT, "late", "ann", ttl=timedelta(seconds=-1))
+        await people.create_login_link(connection, TENANT, "good", "ann")
+        assert await people.forget_expired(connection) == 1
+        assert await people.forget_expired(connection) == 0
+        assert await people.use_login_link(connection, "good") is not None
+
+
+async def test_a_repeated_request_waits_for_the_first_and_gets_its_answer(database: Database) -> None:
+    worked = []
+
+    async def request() -> bytes | None:
+        async with database.transaction() as connection:
+            seen = await answers.claim(connection, TENANT, "user:ann", "key", route="POST /meetings", request_hash="h")
+            if seen is None:
+                worked.append(1)
+                await answers.keep(connection, TENANT, "user:ann", "key", status=201, body=b"made")
+                return b"made"
+            assert (seen.status, seen.request_hash) == (201, "h")
+            return seen.body
+
+    assert await asyncio.gather(*(request() for _ in range(10))) == [b"made"] * 10
+    assert worked == [1]
+
+
+async def test_a_lease_has_one_holder_and_an_old_fence_holds_nothing(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+        first = await leases.take(connection, recording.id, "a", ttl=timedelta(0))
+        assert first is not None
+    async with database.transaction() as connection:
+        second = await leases.take(connection, recording.id, "b")
+        assert second is not None
+        assert second.fence > first.fence
+        assert await leases.take(connection, recording.id, "a") is None
+        assert not await leases.renew(connection, first)
+        assert not await leases.still_held(connection, first)
+        assert await leases.renew(connection, second)
+        assert await leases.still_held(connection, second)
+        await leases.release(connection, first)
+        assert await leases.still_held(connection, second)
+        await leases.release(connection, second)
+        assert await leases.take(connection, recording.id, "a") is not None
+
+
+async def test_ten_who_want_the_same_artifact_get_one(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+
+    async def want() -> object:
+        async with database.transaction() as connection:
+            return (await artifacts.want_artifact(connection, recording.id, uuid7(), "original", "recipe")).id
+
+    assert len(set(await asyncio.gather(*(want() for _ in range(10))))) == 1
+    async with database.transaction() as connection:
+        [made] = await artifacts.artifacts_of(connection, recording.id)
+        assert await artifacts.find_artifact(connection, recording.id, "original") is None
+        ready = await artifacts.set_artifact(connection, made.id, {"state": "ready", "head": b"moov", "error": {"code": "none"}})
+        assert (ready.head, ready.error) == (b"moov", {"code": "none"})
+        assert await artifacts.find_artifact(connection, recording.id, "original") == ready
+        assert await artifacts.get_artifact(connection, recording.id, made.id) == ready
+        assert await artifacts.get_artifact(connection, uuid7(), made.id) is None
+        await artifacts.drop_artifact(connection, made.id)
+        assert await artifacts.artifacts_of(connection, recording.id) == []
