@@ -8,21 +8,22 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import av.error
 import av.logging
 
 from roomtape.media import mend, probe, sandbox, watch
-from roomtape.media.refusal import MediaCrashed, MediaError, MediaRefused, MediaTooBig, NoSandbox
+from roomtape.media.refusal import MediaError, MediaRefused, MediaTooBig, NoSandbox
 
-Task = Callable[[dict[str, Any], IO[bytes]], dict[str, Any]]
+Task = Callable[[dict[str, Any], BufferedReader], dict[str, Any]]
 _ENOMEM = 12
 
 
-def _level(_args: dict[str, Any], _feed: IO[bytes]) -> dict[str, Any]:
+def _level(_args: dict[str, Any], _feed: BufferedReader) -> dict[str, Any]:
     """Nothing but the level that comes with every answer."""
     return {}
 
@@ -38,7 +39,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     av.logging.set_level(av.logging.ERROR)
-    feed = sys.stdin.buffer
+    feed = os.fdopen(0, "rb")
     line = feed.readline()
     if not line:
         return  # the pool was closed before there was a job
@@ -66,8 +67,6 @@ def lock(place: dict[str, Any], parent: int) -> sandbox.Level:
     folder = Path(place["job"])
     os.chdir(folder)
     sandbox.bound(sandbox.Bounds(**place["bounds"]))
-    level, _ = sandbox.lock(parent=parent, job=folder, layers=frozenset(place["layers"]))
+    libraries = (Path(os.__file__).parent, Path(av.__file__).parents[1])  # PyAV and numpy import some of their parts when they are first used
+    level, _ = sandbox.lock(parent=parent, job=folder, libraries=libraries, layers=frozenset(place["layers"]))
     return level
-
-
-ERRORS: dict[str, type[MediaError]] = {error.__name__: error for error in (MediaRefused, MediaTooBig, MediaCrashed, NoSandbox)}

@@ -6,7 +6,8 @@ where a step would cancel a tone. The literals come from an encoder that was fed
 """
 
 from base64 import b64decode, b64encode
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any, Literal
 
 import av
 import av.error
@@ -33,7 +34,7 @@ _TIE = 0.01  # peaks this near to the best are as good: a periodic sound; then t
 _LIKE = 0.5  # below this the runs do not resemble each other
 
 
-def mend(args: dict[str, Any], _feed: IO[bytes]) -> dict[str, Any]:
+def mend(args: dict[str, Any], _feed: BufferedReader) -> dict[str, Any]:
     """args: {"channels", "packet_us", "offset_us", "old": [base64], "new": [base64]}, as media.layout.Join has them.
 
     `old`: the older file's packets from some before the join to its very last, `new`: the newer file's from its very first. `offset_us`: where `new`
@@ -65,7 +66,7 @@ def decode(packets: list[bytes], channels: int) -> tuple[Sound, list[int]]:
             frames = context.decode(av.Packet(packet))
         except av.error.InvalidDataError:
             frames = []
-        got = [_interleaved(frame.to_ndarray(), channels) for frame in frames]
+        got = [interleaved(frame.to_ndarray(), channels) for frame in frames]
         parts += got or [np.zeros((len(parts[-1]) if parts else 960, channels), np.float32)]
         ends.append(sum(map(len, parts)))
     return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32), ends
@@ -147,13 +148,13 @@ def _run(sound: Sound, at: int, size: int, count: int) -> list[bytes]:
     return packets[before : before + count]
 
 
-def _codec(mode: str, channels: int) -> AudioCodecContext:
-    context: Any = av.CodecContext.create("libopus", mode)
+def _codec(mode: Literal["r", "w"], channels: int) -> AudioCodecContext:
+    context: Any = av.Codec("libopus", mode).create()
     context.sample_rate, context.layout = RATE, "mono" if channels == 1 else "stereo"
     return context  # type: ignore[no-any-return]
 
 
-def _interleaved(samples: npt.NDArray[Any], channels: int) -> Sound:
+def interleaved(samples: npt.NDArray[Any], channels: int) -> Sound:
     """(samples, channels) as floats, from whatever layout and format the decoder gives."""
     if samples.dtype.kind == "i":
         samples = samples / np.float32(1 << (8 * samples.dtype.itemsize - 1))

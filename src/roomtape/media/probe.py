@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import av.error
 from av.container import InputContainer
-from av.packet import Packet
 
 from roomtape.media.refusal import MediaTooBig
 from roomtape.media.sniff import DECODERS, DEMUXERS, HEAD_SIZE, MAX_PIXELS, MAX_STREAMS, sniff
@@ -60,13 +60,13 @@ class _Seen:
             self.words.append(str(error.strerror))
 
 
-def opened(name: str, feed: IO[bytes]) -> InputContainer:
+def opened(name: str, feed: BufferedReader) -> InputContainer:
     """Opens a file of the job's folder, or its feed, with the demuxer that its first bytes call for."""
     if name == FEED:
-        return av.open(feed, format=sniff(feed.peek(HEAD_SIZE)), options=_OPTIONS)  # type: ignore[attr-defined]
+        return av.open(feed, "r", format=sniff(feed.peek(HEAD_SIZE)), options=_OPTIONS)
     with Path(name).open("rb") as file:
         demuxer = sniff(file.read(HEAD_SIZE))
-    return av.open(f"file:{name}", format=demuxer, options=_OPTIONS)
+    return av.open(f"file:{name}", "r", format=demuxer, options=_OPTIONS)
 
 
 def guard(context: Any) -> None:
@@ -76,7 +76,7 @@ def guard(context: Any) -> None:
         raise MediaTooBig(f"The picture has {context.width} x {context.height} pixels; {MAX_PIXELS} are taken.")
 
 
-def probe(args: dict[str, Any], feed: IO[bytes]) -> dict[str, Any]:
+def probe(args: dict[str, Any], feed: BufferedReader) -> dict[str, Any]:
     """args: {"file": name, or "-" for the feed}. Demuxes the whole file; nothing is decoded beyond what finding the streams takes."""
     with opened(args["file"], feed) as container:
         seen = _look(container)
@@ -85,7 +85,7 @@ def probe(args: dict[str, Any], feed: IO[bytes]) -> dict[str, Any]:
     return asdict(seen)
 
 
-def verify(args: dict[str, Any], feed: IO[bytes]) -> dict[str, Any]:
+def verify(args: dict[str, Any], feed: BufferedReader) -> dict[str, Any]:
     """args: {"file", "full"}. As probe, and decodes all sound and the key frames, with `full` every frame. A file is good if complete and without errors."""
     with opened(args["file"], feed) as container:
         seen = _look(container)
@@ -102,7 +102,7 @@ def verify(args: dict[str, Any], feed: IO[bytes]) -> dict[str, Any]:
 def _look(container: InputContainer) -> _Seen:
     seen = _Seen(container.format.name)
     for stream in container.streams:
-        context = stream.codec_context
+        context: Any = stream.codec_context
         count = _Count(stream.type, context.name if context else "")
         if stream.type == "video":
             guard(context)
@@ -114,7 +114,7 @@ def _look(container: InputContainer) -> _Seen:
     return seen
 
 
-def _packets(container: InputContainer, seen: _Seen) -> Iterator[Packet]:
+def _packets(container: InputContainer, seen: _Seen) -> Iterator[Any]:
     """Every packet with bytes, counted."""
     try:
         for packet in container.demux():
@@ -139,7 +139,7 @@ def _us(value: int, time_base: Fraction | None) -> int:
     return round(value * 1_000_000 * (time_base or Fraction(1, 1_000_000)))
 
 
-def _decode(packet: Packet | None, count: _Count, seen: _Seen, stream: Any = None) -> None:
+def _decode(packet: Any, count: _Count, seen: _Seen, stream: Any = None) -> None:
     try:
         for frame in (packet.stream if packet else stream).codec_context.decode(packet):
             count.frames += 1

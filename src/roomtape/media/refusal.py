@@ -24,7 +24,7 @@ class MediaError(RoomtapeError):
 
 
 class MediaRefused(MediaError):
-    """This is not one of the media formats that are taken."""
+    """The file is not one of the media formats that are taken."""
 
     status, default_code = 415, "media_refused"
 
@@ -48,6 +48,9 @@ class MediaCrashed(MediaError):
 
 
 class NoSandbox(MediaError):
-    """This machine has neither Landlock nor user namespaces, so media is not opened; ROOMTAPE_ALLOW_UNSANDBOXED=1 opens it all the same."""
+    """The machine has neither Landlock nor user namespaces, so media is not opened; ROOMTAPE_ALLOW_UNSANDBOXED=1 opens it all the same."""
 
     status, fault, default_code = 503, Fault.US, "no_sandbox"
+
+
+KINDS: dict[str, type[MediaError]] = {kind.__name__: kind for kind in (MediaRefused, MediaTooBig, MediaTimeout, MediaCrashed, NoSandbox)}

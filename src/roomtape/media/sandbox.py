@@ -22,7 +22,11 @@ from roomtape.media.syscalls import MACHINES, program
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 NOT_CONFINED: Final = 125  # exit code: no sandbox here, and nobody said to go without
-ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}  # arenas count as address space; a thread made by an import would stay outside
+ENVIRONMENT: Final = {
+    "MALLOC_ARENA_MAX": "2",
+    "OPENBLAS_NUM_THREADS": "1",
+    "LC_ALL": "C.UTF-8",
+}  # arenas count as address space; a thread made by an import would stay outside
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
@@ -87,13 +91,13 @@ def die_with(parent: int) -> None:
 def bound(bounds: Bounds) -> None:
     """Sets the rlimits; soft and hard are one, so nothing raises them again."""
     for kind, value in (
-        (resource.RLIMIT_CPU, bounds.cpu_s),
         (resource.RLIMIT_AS, bounds.memory_bytes),
         (resource.RLIMIT_FSIZE, bounds.file_bytes),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (bounds.cpu_s, bounds.cpu_s + 1))  # SIGXCPU, which says why; a second later SIGKILL
 
 
 def landlock_abi() -> int:
@@ -103,13 +107,13 @@ def landlock_abi() -> int:
 
 def lock(
     *, parent: int, job: Path, libraries: tuple[Path, ...] = (), execute: Path | None = None, layers: frozenset[str] = LAYERS
-) -> tuple[Level, bytes | None]:
+) -> tuple[Level, ctypes.c_char_p | None]:
     """Locks this process in for good; `job` is readable, `job/out` writable where it exists, `libraries` readable, `execute` may be started once.
 
-    Returns the level reached and, with `execute`, the very bytes object that must be given to `start`. To be called with one thread only:
+    Returns the level reached and, with `execute`, the very pointer that must be given to `start`. To be called with one thread only:
     Landlock and namespaces bind the calling thread and those it starts later, not those it has.
     """
-    if len(os.listdir("/proc/self/task")) != 1:
+    if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise NotConfinedError(0, "threads were started before the sandbox")
     readable, writable = (job, *libraries), tuple(path for path in (job / "out",) if path.is_dir())
     namespaces = "namespaces" in layers and _namespaces(job, readable, writable, execute)
@@ -119,12 +123,12 @@ def lock(
     abi = landlock_abi() if "landlock" in layers else 0
     if abi:
         _landlock(abi, readable, writable, execute)
-    path = None if execute is None else os.fsencode(execute) + b"\0"
-    seccomp = _seccomp(ctypes.cast(path, ctypes.c_void_p).value or 0 if path else 0)
+    path = None if execute is None else ctypes.c_char_p(os.fsencode(execute))
+    seccomp = _seccomp(0 if path is None else ctypes.cast(path, ctypes.c_void_p).value or 0)
     return Level(abi, seccomp, namespaces), path
 
 
-def start(path: bytes, argv: list[str]) -> None:
+def start(path: ctypes.c_char_p, argv: list[str]) -> None:
     """Becomes the one program that `lock` left executable; `path` is what it returned. Its environment is ENVIRONMENT."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*[os.fsencode(argument) for argument in argv], None)
     environment = (ctypes.c_char_p * (len(ENVIRONMENT) + 1))(*[f"{name}={value}".encode() for name, value in ENVIRONMENT.items()], None)
@@ -141,7 +145,7 @@ def _seccomp(exec_at: int) -> bool:
     class Program(ctypes.Structure):
         _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
-    return _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(Program(size, ctypes.addressof(code))), 0, 0) == 0
+    return bool(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(Program(size, ctypes.addressof(code))), 0, 0) == 0)
 
 
 def _drop_capabilities() -> None:
@@ -207,7 +211,7 @@ def _namespaces(job: Path, readable: tuple[Path, ...], writable: tuple[Path, ...
     if _libc.mount(b"tmpfs", os.fsencode(job), b"tmpfs", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), b"size=64k,mode=700") < 0:
         return False
     for path, handle in sources.items():  # the job's own without what is mounted below: that is the tmpfs itself
-        _bind(handle, os.fsencode(job) + os.fsencode(path), flags=_MS_BIND if path.is_relative_to(job) else _MS_BIND | _MS_REC, writable=path in writable)
+        _bind(handle, Path(f"{job}{path}"), flags=_MS_BIND if path.is_relative_to(job) else _MS_BIND | _MS_REC, writable=path in writable)
         os.close(handle)
     os.chdir(job)
     _check(_libc.syscall(155 if platform.machine() == "x86_64" else 41, b".", b"."), "pivot_root")
@@ -216,15 +220,15 @@ def _namespaces(job: Path, readable: tuple[Path, ...], writable: tuple[Path, ...
     return True
 
 
-def _bind(source: int, target: bytes, *, flags: int, writable: bool) -> None:
+def _bind(source: int, target: Path, *, flags: int, writable: bool) -> None:
     folder = stat.S_ISDIR(os.fstat(source).st_mode)
-    os.makedirs(target if folder else os.path.dirname(target), mode=0o700, exist_ok=True)
+    (target if folder else target.parent).mkdir(mode=0o700, parents=True, exist_ok=True)
     if not folder:
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
-    _check(_libc.mount(b"/proc/self/fd/%d" % source, target, None, ctypes.c_ulong(flags), None), f"mount {target!r}")
+        target.touch(0o600)
+    _check(_libc.mount(b"/proc/self/fd/%d" % source, os.fsencode(target), None, ctypes.c_ulong(flags), None), f"mount {target}")
     if not writable:
         kept = os.statvfs(target).f_flag & _ST_KEPT
-        _check(_libc.mount(None, target, None, ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept), None), f"read-only {target!r}")
+        _check(_libc.mount(None, os.fsencode(target), None, ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept), None), f"read-only {target}")
 
 
 def close_all_but_standard() -> None:
