@@ -104,6 +104,7 @@ def judged(data: bytes, form: str) -> dict[int, list[tuple[int, bool, bytes]]]:
     """What ffmpeg's demuxer says: per stream (pts, key, payload)."""
     found: dict[int, list[tuple[int, bool, bytes]]] = {}
     with av.open(io.BytesIO(data), format=form, options={"fflags": "+nofillin+noparse"}) as file:
+        assert isinstance(file, av.container.InputContainer)
         for packet in file.demux():
             if packet.size and packet.pts is not None and packet.time_base is not None:
                 at_us = round(packet.pts * packet.time_base * 1_000_000)
@@ -138,10 +139,7 @@ def test_after_a_lost_cut_all_is_found_from_the_next_cluster_on(name: str, lost:
     at, took = sum(map(len, parts[: lost + 1])), None
     found: list[tuple[int, ...]] = []
     for part in parts[lost + 1 :]:
-        if took is None:
-            took = resync(part, carry)
-        else:
-            took = index_cut(part, took[1])
+        took = resync(part, carry) if took is None else index_cut(part, took[1])
         if took is not None:
             assert took[0].warning == ""
             found += rows(took[0], at)
@@ -222,7 +220,7 @@ def test_bytes_that_are_no_packed_index_are_refused() -> None:
 
 def test_mmap_memoryview_and_bytes_give_the_same() -> None:
     for name in ("B-vp8", "B-mp4", "A-webm-h264"):
-        path = sorted((DATA / name).glob("0*.*"))[0]
+        path = min((DATA / name).glob("0*.*"))
         plain = index_head(path.read_bytes())
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             for data in (mapped, memoryview(path.read_bytes()), bytearray(path.read_bytes())):

@@ -1,6 +1,7 @@
 """The index against files of other writers: ffmpeg's muxers by PyAV, and bytes made by hand where no muxer writes the form."""
 
 import io
+import itertools
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,22 +22,20 @@ def made(form: str, video: str = "", audio: str = "", seconds: float = 2.0, opti
     """A moving grey ramp at 25 pictures a second and a tone, as ffmpeg writes them."""
     out = tempfile.NamedTemporaryFile()  # noqa: SIM115  faststart opens it a second time by its name
     with out, av.open(out.name, "w", format=form, options=options or {}) as file:
-        streams = []
+        picture = sound = None
         if video:
             picture = file.add_stream(video, rate=25, options=tune or {})
+            assert isinstance(picture, av.VideoStream)
             picture.width, picture.height, picture.pix_fmt = 320, 180, "yuv420p"
-            streams.append(picture)
         if audio:
             sound = file.add_stream(audio, rate=RATE)
+            assert isinstance(sound, av.AudioStream)
             sound.layout = "stereo"
-            streams.append(sound)
-        for number in range(int(seconds * 25)):
-            for stream in streams:
-                for packet in stream.encode(picture_frame(number) if stream.type == "video" else sound_frame(number)):
-                    file.mux(packet)
-        for stream in streams:
-            for packet in stream.encode(None):
-                file.mux(packet)
+        for number in [*range(int(seconds * 25)), None]:
+            if isinstance(picture, av.VideoStream):
+                file.mux(picture.encode(None if number is None else picture_frame(number)))
+            if isinstance(sound, av.AudioStream):
+                file.mux(sound.encode(None if number is None else sound_frame(number)))
         file.close()
         return Path(out.name).read_bytes()
 
@@ -61,6 +60,7 @@ def agree(data: bytes, index: Index, *, late_us: int = 0) -> None:
     form = "matroska" if index.container == Container.WEBM else "mp4"
     tolerance_us = 1 if form == "mp4" else 500  # it rounds Matroska's CodecDelay to whole milliseconds
     with av.open(io.BytesIO(data), format=form, options={"fflags": "+nofillin+noparse"}) as file:
+        assert isinstance(file, av.container.InputContainer)
         packets = [(packet.stream.index, packet) for packet in file.demux() if packet.size]
     for number, stream in enumerate(index.streams):
         own = index.samples[index.samples["stream"] == stream.number]
@@ -143,7 +143,13 @@ def test_av1(form: str) -> None:
 @pytest.mark.parametrize("form", ["webm", "mp4"])
 @pytest.mark.parametrize("options", [{}, {"live": "1", "movflags": "frag_keyframe+empty_moov"}], ids=["whole", "live"])
 def test_vp9_and_opus(form: str, options: dict[str, str]) -> None:
-    data = made(form, "libvpx-vp9", "libopus", options={key: value for key, value in options.items() if (key == "live") == (form == "webm")}, tune={"g": "20", "deadline": "realtime", "cpu-used": "8"})
+    data = made(
+        form,
+        "libvpx-vp9",
+        "libopus",
+        options={key: value for key, value in options.items() if (key == "live") == (form == "webm")},
+        tune={"g": "20", "deadline": "realtime", "cpu-used": "8"},
+    )
     index, _ = index_head(data)
     assert index.warning == ""
     assert [codec_string(stream) for stream in index.streams] == ["vp09.00.31.08" if form == "webm" else "vp09.00.11.08", "opus"]
@@ -202,7 +208,13 @@ def track(number: int, kind: int, codec: str, *more: bytes) -> bytes:
 
 
 def mkv(*clusters: bytes, tracks: tuple[bytes, ...], scale: int = 1_000_000) -> bytes:
-    return el(0x1A45DFA3, el(0x4282, b"matroska")) + el(0x18538067, size=(1 << 56) - 1) + el(0x1549A966, el(0x2AD7B1, scale.to_bytes(4, "big"))) + el(0x1654AE6B, *tracks) + b"".join(clusters)
+    return (
+        el(0x1A45DFA3, el(0x4282, b"matroska"))
+        + el(0x18538067, size=(1 << 56) - 1)
+        + el(0x1549A966, el(0x2AD7B1, scale.to_bytes(4, "big")))
+        + el(0x1654AE6B, *tracks)
+        + b"".join(clusters)
+    )
 
 
 def block(number: int, ticks: int, flags: int, payload: bytes) -> bytes:
@@ -224,7 +236,7 @@ def xiph(packets: list[bytes]) -> bytes:
 
 def ebml(packets: list[bytes]) -> bytes:
     sizes = vint(len(packets[0]), 2)
-    for before, packet in zip(packets, packets[1:-1], strict=False):
+    for before, packet in itertools.pairwise(packets[:-1]):
         sizes += vint(len(packet) - len(before) + (1 << 13) - 1, 2)
     return bytes((len(packets) - 1,)) + sizes + b"".join(packets)
 
@@ -234,7 +246,9 @@ def fixed(packets: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "flags,lace,packets", [(0x02, xiph, PACKETS), (0x06, ebml, PACKETS), (0x04, fixed, [packet[:30].ljust(30, b"!") for packet in PACKETS])], ids=["xiph", "ebml", "fixed"]
+    "flags,lace,packets",
+    [(0x02, xiph, PACKETS), (0x06, ebml, PACKETS), (0x04, fixed, [packet[:30].ljust(30, b"!") for packet in PACKETS])],
+    ids=["xiph", "ebml", "fixed"],
 )
 @pytest.mark.parametrize("grouped", [False, True])
 def test_each_frame_of_a_laced_block_is_a_sample(flags: int, lace: Callable[[list[bytes]], bytes], packets: list[bytes], *, grouped: bool) -> None:
@@ -247,6 +261,7 @@ def test_each_frame_of_a_laced_block_is_a_sample(flags: int, lace: Callable[[lis
     assert index.samples["duration_us"].tolist() == [20_000] * 3
     assert recut(data, 1) == whole(index)
     with av.open(io.BytesIO(data), format="matroska", options={"fflags": "+nofillin+noparse"}) as file:
+        assert isinstance(file, av.container.InputContainer)
         assert [bytes(packet) for packet in file.demux() if packet.size] == packets
 
 

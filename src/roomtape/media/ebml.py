@@ -64,7 +64,7 @@ def first_child(buf: Any, at: int, end: int, wanted: int) -> int | None:
 
 def clusters(buf: Any, at: int) -> Iterator[int]:
     """Where Clusters seem to begin from `at` on: the id, then a size, then a first child that Clusters have, as far as the bytes go."""
-    block = 1 << 16
+    block = 256  # small at first: false finds may lie close together
     while at < len(buf):
         piece = bytes(buf[at : at + block + 3])
         found = piece.find(CLUSTER_ID)
@@ -72,7 +72,7 @@ def clusters(buf: Any, at: int) -> Iterator[int]:
             if _is_cluster(buf, at + found + 4):
                 yield at + found
             found = piece.find(CLUSTER_ID, found + 1)
-        at += block
+        at, block = at + block, min(block * 4, 1 << 16)
 
 
 def _is_cluster(buf: Any, at: int) -> bool:
@@ -151,3 +151,36 @@ def _rate(raw: bytes) -> int:
     """A float of 4 or 8 bytes as whole Hertz; 0: nonsense, or more than a megahertz."""
     value = struct.unpack(">f" if len(raw) == 4 else ">d", raw)[0] if len(raw) in (4, 8) else 8000.0
     return round(value) if 0 < value <= 1_000_000 else 0
+
+
+def laces(buf: Any, at: int, end: int, lacing: int) -> list[int] | None:
+    """The sizes of the frames in a laced block whose lace begins at `at`; None: they do not fit."""
+    if at >= end:
+        return None
+    count, at = buf[at] + 1, at + 1
+    sizes: list[int] = []
+    if lacing == 4:
+        whole, rest = divmod(end - at, count)
+        return [whole] * count if whole and not rest else None
+    while len(sizes) < count - 1:
+        if at >= end:
+            return None
+        if lacing == 2:
+            size = 0
+            while at < end and buf[at] == 255:
+                size, at = size + 255, at + 1
+            if at >= end:
+                return None
+            size, at = size + buf[at], at + 1
+        else:
+            wide = LENGTH[buf[at]]
+            if wide > 8 or at + wide > end:
+                return None
+            value = int.from_bytes(buf[at : at + wide], "big") & MASK[wide]
+            size = sizes[-1] + value - (MASK[wide] >> 1) if sizes else value  # after the first: the signed difference
+            at += wide
+        if not 0 <= size <= end - at:
+            return None
+        sizes.append(size)
+    last = end - at - sum(sizes)
+    return [*sizes, last] if last >= 0 else None

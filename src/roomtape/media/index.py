@@ -22,16 +22,9 @@ Bytes = Any  # bytes, bytearray, memoryview, mmap
 _EBML = b"\x1a\x45\xdf\xa3"
 _VERSION = 1
 _HEAD = struct.Struct("<BBBBIIII")  # version, container, part, zlib or not, samples, patches, bytes of the streams, bytes of the warning
-_COLUMN = struct.Struct("<BBI")  # width of a number (0: the one value of the whole column stands there in 8 bytes), unsigned or not, unit
-_WIDTHS = {
-    (1, 0): np.dtype("i1"),
-    (2, 0): np.dtype("<i2"),
-    (4, 0): np.dtype("<i4"),
-    (8, 0): np.dtype("<i8"),
-    (1, 1): np.dtype("u1"),
-    (2, 1): np.dtype("<u2"),
-    (4, 1): np.dtype("<u4"),
-}
+_COLUMN = struct.Struct("<BH")  # which of _FORMS, or _SAME: the one value of the whole column in 8 bytes; the unit
+_SAME = 255
+_FORMS = tuple(np.dtype(name) for name in ("<i1", "<u1", "<i2", "<u2", "<i4", "<u4", "<i8"))  # of a column, narrowest first
 _MOST = 1 << 24  # rows that a packed index may claim
 _WORTH = 1024  # bytes of columns from which compressing them is worth its time
 
@@ -179,27 +172,24 @@ def _narrow(column: Any) -> bytes:
         return b""
     low, high = int(column.min()), int(column.max())
     if low == high:
-        return _COLUMN.pack(0, 0, 1) + struct.pack("<q", low)
+        return _COLUMN.pack(_SAME, 1) + struct.pack("<q", low)
     unit = 1000 if not (column % 1000).any() else 1
     if unit > 1:
         column, low, high = column // unit, low // unit, high // unit
-    for width, unsigned in ((1, 0), (1, 1), (2, 0), (2, 1), (4, 0), (4, 1)):
-        dtype = _WIDTHS[width, unsigned]
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return _COLUMN.pack(width, unsigned, unit) + bytes(column.astype(dtype).tobytes())
-    return _COLUMN.pack(8, 0, unit) + bytes(column.astype("<i8").tobytes())
+    form = next(number for number, dtype in enumerate(_FORMS) if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max)
+    return _COLUMN.pack(form, unit) + bytes(column.astype(_FORMS[form]).tobytes())
 
 
 def _wide(body: bytes, at: int, count: int) -> tuple[Any, int]:
     """The column at `at` as int64, and where the next begins."""
     if not count:
         return np.zeros(0, np.int64), at
-    width, unsigned, unit = _COLUMN.unpack_from(body, at)
+    form, unit = _COLUMN.unpack_from(body, at)
     at += _COLUMN.size
-    if not width:
+    if form == _SAME:
         return np.full(count, struct.unpack_from("<q", body, at)[0]), at + 8
-    column = np.frombuffer(body, _WIDTHS[width, unsigned], count, at).astype(np.int64)
-    return column * unit if unit != 1 else column, at + width * count
+    column = np.frombuffer(body, _FORMS[form], count, at).astype(np.int64)
+    return column * unit if unit != 1 else column, at + _FORMS[form].itemsize * count
 
 
 def _streams_json(streams: tuple[Stream, ...]) -> bytes:

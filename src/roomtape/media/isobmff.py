@@ -44,6 +44,29 @@ def boxes(buf: Any, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at = stop
 
 
+def header(buf: Any, p: int, n: int) -> tuple[bytes, int, int] | None:
+    """(type, first byte of the body, size with its header; FAR: to the end of the file) of the box at `p`; None: more bytes are needed."""
+    if p + 8 > n:
+        return None
+    size, kind = u32(buf, p), bytes(buf[p + 4 : p + 8])
+    if size != 1:
+        return kind, p + 8, size or FAR
+    return (kind, p + 16, int.from_bytes(buf[p + 8 : p + 16], "big")) if p + 16 <= n else None
+
+
+def tfhd(traf: bytes) -> tuple[int, dict[int, int]] | None:
+    """(track id, what it states by flag: 1 base, 2 entry, 8 duration, 16 size, 32 flags, 0x20000 base is moof); None: it is missing or short."""
+    span = child(traf, (0, len(traf)), b"tfhd")
+    if span is None or span[1] - span[0] < 8:
+        return None
+    flags, at = u32(traf, span[0]) & 0xFFFFFF, span[0] + 8
+    said = {0x20000: 1} if flags & 0x20000 else {}
+    for flag, size in ((1, 8), (2, 4), (8, 4), (16, 4), (32, 4)):
+        if flags & flag:
+            said[flag], at = int.from_bytes(traf[at : at + size], "big"), at + size
+    return (u32(traf, span[0] + 4), said) if at <= span[1] else None
+
+
 def child(buf: Any, span: tuple[int, int] | None, *path: bytes) -> tuple[int, int] | None:
     """The body of the first box down `path`."""
     for name in path:
@@ -58,9 +81,10 @@ def u32(buf: Any, at: int) -> int:
 
 
 def micro(ticks: Numbers, scale: int) -> Numbers:
-    """Ticks of 1/scale s as microseconds, rounded; without the overflow that ticks * 1,000,000 has."""
-    whole, rest = np.divmod(ticks, scale)
-    return whole * 1_000_000 + (rest * 1_000_000 + scale // 2) // scale
+    """Ticks of 1/scale s as microseconds, rounded; without the overflow that ticks * 1,000,000 would have."""
+    whole = ticks // scale
+    found: Numbers = whole * 1_000_000 + ((ticks - whole * scale) * 1_000_000 + scale // 2) // scale
+    return found
 
 
 def rows(track: Track, dts: Numbers, cts: Numbers, durations: Numbers, offsets: Numbers, sizes: Numbers, keys: npt.NDArray[np.bool_]) -> Samples:
@@ -70,10 +94,12 @@ def rows(track: Track, dts: Numbers, cts: Numbers, durations: Numbers, offsets: 
     found["key"] = keys | (track.stream.kind == Kind.AUDIO)
     start = micro(dts, track.scale)
     found["time_us"] = start + track.shift_us
-    found["cts_us"] = np.clip(micro(dts + cts, track.scale) - start, -(1 << 31), (1 << 31) - 1)
+    if cts.any():
+        found["cts_us"] = np.clip(micro(dts + cts, track.scale) - start, -(1 << 31), (1 << 31) - 1)
     found["duration_us"] = np.clip(micro(dts + durations, track.scale) - start, 0, 0xFFFFFFFF)
     found["offset"], found["size"] = offsets, sizes
-    return found[(sizes > 0) & (offsets >= 0) & (offsets < FAR) & (np.abs(dts) // track.scale < 1 << 40)]
+    good = (sizes > 0) & (offsets >= 0) & (offsets < FAR) & (dts // track.scale < 1 << 40)
+    return found if good.all() else found[good]
 
 
 def moov(buf: Any, at: int, end: int, warnings: Warnings) -> tuple[dict[int, Track], set[int], list[Samples]]:
@@ -162,7 +188,8 @@ def _entry(buf: Any, stsd: tuple[int, int], kind: Kind, small: int) -> Stream | 
         return None
     version = int.from_bytes(buf[at + 8 : at + 10], "big")
     channels, rate = int.from_bytes(buf[at + 16 : at + 18], "big"), u32(buf, at + 24) >> 16
-    return _sound(buf, (at + 28 + {1: 16, 2: 36}.get(version, 0), end), name, Stream(small, kind, name.decode("latin-1"), b"", channels=min(channels, 255), rate=rate))
+    plain = Stream(small, kind, name.decode("latin-1"), channels=min(channels, 255), rate=rate)
+    return _sound(buf, (at + 28 + {1: 16, 2: 36}.get(version, 0), end), name, plain)
 
 
 def _sound(buf: Any, inside: tuple[int, int], name: bytes, plain: Stream) -> Stream:
@@ -226,6 +253,8 @@ def _table(buf: Any, stbl: tuple[int, int], track: Track, most: int, warnings: W
     """The rows of a track whose samples stand in moov itself."""
     spans = {kind: (start, stop) for kind, start, stop in boxes(buf, *stbl)}
     sizes = _sizes(buf, spans, most)
+    if not len(sizes):
+        return np.zeros(0, SAMPLE)
     stts = _column(buf, spans.get(b"stts"), 8, ">u4", 2, most)
     stsc = _column(buf, spans.get(b"stsc"), 8, ">u4", 3, most)
     chunks = _column(buf, spans.get(b"stco"), 8, ">u4", 1, most)[:, 0] if b"stco" in spans else _column(buf, spans.get(b"co64"), 8, ">u8", 1, most)[:, 0]

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from roomtape.core.model import Kind
 from roomtape.media import codecs
 from roomtape.media.carry import KEEP_BYTES, pack_carry, stream_list, stream_of
-from roomtape.media.isobmff import FAR, MAX_ROWS, Numbers, Track, boxes, child, moov, rows, u32
+from roomtape.media.isobmff import FAR, MAX_ROWS, Numbers, Track, boxes, child, header, moov, rows, tfhd, u32
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Samples, Warnings
 
 _HELD = (b"moov", b"moof")  # taken only when whole; all other boxes are passed by
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -_")
 _FRAGMENT = b"moof"
+JUDGED = frozenset(("vp8", "vp9", "av1", "h264", "opus"))
 
 
 @dataclass(slots=True)
@@ -67,15 +67,16 @@ def resync(data: Any, fields: dict[str, Any]) -> tuple[Index, bytes] | None:
 
 def _find_moof(buf: Any, at: int) -> int:
     """Where a moof seems to begin from `at` on, -1: nowhere. It seems so if its size leaves room for mfhd, and mfhd comes first."""
-    block = 1 << 16
-    for start in range(at, len(buf), block):
-        piece = bytes(buf[start : start + block + 7])
+    block = 256  # small at first: false finds may lie close together
+    while at < len(buf):
+        piece = bytes(buf[at : at + block + 7])
         found = piece.find(_FRAGMENT, 4)
         while found >= 0:
-            begin = start + found - 4
+            begin = at + found - 4
             if u32(buf, begin) >= 24 and b"\0\0\0\x10mfhd".startswith(bytes(buf[begin + 8 : begin + 16])):
                 return begin
             found = piece.find(_FRAGMENT, found + 1)
+        at, block = at + block, min(block * 4, 1 << 16)
     return -1
 
 
@@ -117,26 +118,16 @@ class _Walker:
         """Walks boxes from `p` until the bytes end, or a box that is needed whole and is not: there it stops."""
         file, n = self.file, len(buf)
         while p < n:
-            if file.skip:
-                step = min(file.skip, n - p)
-                file.skip -= step
-                p += step
+            if file.skip or file.lost:
+                p = self._pass(buf, p)
+                if file.lost:
+                    return p
                 continue
-            if file.lost:
-                found = _find_moof(buf, p)
-                if found < 0:
-                    self.need = n - p + 16
-                    return max(p, n - 7)
-                file.lost, p = False, found
-            size, body = u32(buf, p), p + 8
-            if body > n or size == 1 and p + 16 > n:
+            found = header(buf, p, n)
+            if found is None:
                 self.need = 16
                 return p
-            kind = bytes(buf[p + 4 : body])
-            if size == 1:
-                size, body = int.from_bytes(buf[p + 8 : p + 16], "big"), p + 16
-            if size == 0:
-                size = FAR
+            kind, body, size = found
             if size < body - p or not _PLAIN.issuperset(kind):
                 self.warnings.add("box", p + base)
                 file.lost, p = True, p + 1
@@ -159,6 +150,18 @@ class _Walker:
             p = end
         return p
 
+    def _pass(self, buf: Any, p: int) -> int:
+        """Goes by what is not to be walked; stays lost where no moof comes up."""
+        file, n = self.file, len(buf)
+        if file.skip:
+            step = min(file.skip, n - p)
+            file.skip -= step
+            return p + step
+        found = _find_moof(buf, p)
+        file.lost = found < 0
+        self.need = n - p + 16
+        return max(p, n - 7) if file.lost else found
+
     def _moov(self, buf: Any, at: int, end: int, base: int) -> None:
         if self.file.tracks:
             self.warnings.add("second_moov", at + base)
@@ -177,27 +180,16 @@ class _Walker:
                 follows = self._traf(bytes(buf[a:b]), start, follows, a + base)
 
     def _traf(self, traf: bytes, moof: int, follows: int, place: int) -> int:
-        tfhd = child(traf, (0, len(traf)), b"tfhd")
-        if not tfhd or tfhd[1] - tfhd[0] < 8:
-            self.warnings.add("tfhd", place)
+        found = tfhd(traf)
+        track = self.file.tracks.get(found[0]) if found else None
+        if found is None or track is None:
+            if found is None or found[0] not in self.file.ignored:
+                self.warnings.add("track" if found else "tfhd", place)
             return follows
-        flags, ident = u32(traf, tfhd[0]) & 0xFFFFFF, u32(traf, tfhd[0] + 4)
-        track = self.file.tracks.get(ident)
-        if track is None:
-            if ident not in self.file.ignored:
-                self.warnings.add("track", place)
-            return follows
-        wide = [(1, 8), (2, 4), (8, 4), (16, 4), (32, 4)]
-        if 8 + sum(size for flag, size in wide if flags & flag) > tfhd[1] - tfhd[0]:
-            self.warnings.add("tfhd", place)
-            return follows
-        said, at = {}, tfhd[0] + 8
-        for flag, size in wide:
-            if flags & flag:
-                said[flag], at = int.from_bytes(traf[at : at + size], "big"), at + size
+        said = found[1]
         if said.get(2, 1) != 1 and track.entries > 1:
             self.warnings.add("entry_change", place)
-        base = said.get(1, moof if flags & 0x20000 else follows)
+        base = said.get(1, moof if 0x20000 in said else follows)
         if 1 in said and self.file.adrift:
             self.warnings.add("adrift", place)
             return follows
@@ -277,40 +269,42 @@ class _Walker:
 
     def _judge(self, samples: Samples, data: Any) -> None:
         """Puts the frames' own word on key frames, and Opus packets' on their length, in place of the container's."""
-        tracks = {track.stream.number: track for track in self.file.tracks.values() if track.stream.codec in ("vp8", "vp9", "av1", "h264", "opus")}
+        tracks = {track.stream.number: track for track in self.file.tracks.values() if track.stream.codec in JUDGED}
         keys, lengths = samples["key"].tolist(), samples["duration_us"].tolist()
+        begun, begun_at = self.file.begun, self.file.begun_at - self.origin
         columns = (samples["stream"].tolist(), samples["offset"].tolist(), samples["size"].tolist())
-        for row, (stream, at, size) in enumerate(zip(*columns, strict=True)):
+        for row, (stream, place, size) in enumerate(zip(*columns, strict=True)):
             track = tracks.get(stream)
             if track is None:
                 continue
-            buf = data
-            if at < 0:
-                if at + self.origin != self.file.begun_at or not self.file.begun:
-                    continue  # its bytes went by before its table came
-                buf, at = self.file.begun + bytes(data[: max(codecs.LOOK - len(self.file.begun), 0)]), 0  # noqa: PLW2901  the sample, put together
+            if place >= 0:
+                buf, at, end = data, place, place + size
+            elif place == begun_at and begun:
+                buf = begun + bytes(data[: codecs.LOOK - len(begun)])
+                at, end = 0, min(size, len(buf))
+            else:
+                continue  # its bytes went by before its table came
             if track.stream.codec == "opus":
                 toc = buf[at]
                 lengths[row] = codecs.OPUS_US[toc] or (codecs.opus_us(toc, buf[at + 1]) if size > 1 else 0) or lengths[row]
-                continue
-            keys[row] = _key(track, buf, at, min(at + size, len(buf)), key=keys[row])
+            else:
+                keys[row] = _key(track, buf, at, end, key=keys[row])
         samples["key"], samples["duration_us"] = keys, lengths
-
 
 
 def _key(track: Track, buf: Any, at: int, end: int, *, key: int) -> int:
     """The frame's own word on being a key frame, `key` where it says nothing. A key frame's size stands in where the sample entry has none."""
     stream = track.stream
     said: bool | None = None
-    if stream.codec == "vp8":
-        said = codecs.vp8_key(buf, at)
-    elif stream.codec == "vp9":
+    if stream.codec == "vp9":
         said = codecs.vp9_key(buf, at)
+    elif stream.codec == "vp8":
+        said = codecs.vp8_key(buf, at)
     elif stream.codec == "av1":
         said = codecs.av1_key(buf, at, end)
     elif len(stream.setup) > 4:
         said = codecs.nal_key(buf, at, end, (stream.setup[4] & 3) + 1)
-    if said and not stream.width and stream.kind == Kind.VIDEO:
+    if said and not stream.width:
         width, height = codecs.frame_size(stream.codec, bytes(buf[at : min(end, at + codecs.LOOK)]))
         track.stream = replace(stream, width=width, height=height)
     return key if said is None else said

@@ -9,7 +9,7 @@ import numpy as np
 from roomtape.core.model import Kind
 from roomtape.media import codecs
 from roomtape.media.carry import KEEP_BYTES, pack_carry, stream_list, stream_of
-from roomtape.media.ebml import LENGTH, MASK, SHORT, SIZED, children, clusters, first_child, header, number, tracks
+from roomtape.media.ebml import LENGTH, MASK, SHORT, SIZED, children, clusters, first_child, header, laces, number, tracks
 from roomtape.media.sample import PATCH, SAMPLE, Container, Index, Part, Stream, Warnings
 
 EBML, SEGMENT, CLUSTER, INFO, TRACKS = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966, 0x1654AE6B
@@ -123,18 +123,11 @@ class _Walker:
         """Walks elements from `p` until the bytes end, or an element that is not whole: there it stops."""
         file, n = self.file, len(buf)
         while p < n:
-            if file.skip:
-                step = min(file.skip, n - p)
-                file.skip -= step
-                p += step
-                continue
-            if file.mode == "lost":
-                p = self._search(buf, p)
+            if file.skip or file.mode in {"lost", "done"}:
+                p = self._pass(buf, p)
                 if file.mode == "lost":
                     return p
                 continue
-            if file.mode == "done":
-                return n
             if buf[p] == SIMPLE_BLOCK:
                 p = self._plain(buf, p, base)
                 if p >= n:
@@ -154,10 +147,27 @@ class _Walker:
             p = self._element(buf, ident, p, at, size, base)
         return p
 
+    def _pass(self, buf: Any, p: int) -> int:
+        """Goes by what is not to be walked; stays "lost" where no Cluster comes up."""
+        file, n = self.file, len(buf)
+        if file.skip:
+            step = min(file.skip, n - p)
+            file.skip -= step
+            return p + step
+        if file.mode == "done":
+            return n
+        found = next(clusters(buf, p), -1)
+        if found >= 0:
+            file.mode = "walk"
+            return found
+        self.need = n - p + 16
+        return max(p, n - 3)  # an id may be cut in two
+
     def _plain(self, buf: Any, p: int, base: int) -> int:
         """The tight loop over whole, unlaced SimpleBlocks of the usual codecs; stops at anything else, which the walk then takes."""
         file, rows = self.file, self.rows
-        usual = {n | 0x80: (t.stream.number, t.how, t.delay_us) for n, t in file.tracks.items() if n < 127 and t.how in (1, 2, 6) and (t.stream.width or t.how == 6)}
+        known_size = {n: t for n, t in file.tracks.items() if n < 127 and (t.how == 6 or (t.how in {1, 2} and t.stream.width))}
+        usual = {n | 0x80: (t.stream.number, t.how, t.delay_us) for n, t in known_size.items()}
         stop, ahead = min(len(buf), file.cluster_end - self.origin - base), len(buf) - 12
         cluster, scale_ns, opus = file.cluster, file.scale_ns, codecs.OPUS_US
         while cluster >= 0 and p < ahead and buf[p] == SIMPLE_BLOCK:
@@ -203,27 +213,32 @@ class _Walker:
             return self._stop(len(buf))
         if size < 0 or (ident in SIZED and (size >> 32 or self.origin + base + end > file.cluster_end)):
             return self._damage("overrun", p, base)
+        if ident in SKIPPED:
+            file.skip = size
+            return at
+        wrong = "element" if ident not in HELD else self._content(buf, ident, at, end, base)
+        return self._damage(wrong, p, base) if wrong else end
+
+    def _content(self, buf: Any, ident: int, at: int, end: int, base: int) -> str:
+        """Takes the body of an element that is HELD; "" or the code of its damage."""
+        file = self.file
         if ident == SIMPLE_BLOCK:
             self._block(buf, at, end, base, -1, None)
         elif ident == BLOCK_GROUP:
             self._group(buf, at, end, base)
         elif ident == TIMESTAMP:
             file.cluster = number(buf, at, end)
-            if size > 8 or file.cluster * file.scale_ns > NEVER // 4:
-                return self._damage("time", p, base)
+            if end - at > 8 or file.cluster * file.scale_ns > NEVER // 4:
+                file.cluster = -1
+                return "time"
         elif ident == EBML:
             file.mode = "walk"
         elif ident == INFO:
             scale = first_child(buf, at, end, 0x2AD7B1)
             file.scale_ns = scale if scale is not None and 0 < scale <= 1_000_000_000 else 1_000_000
-        elif ident == TRACKS:
-            self._tracks(buf, at, end, p + base)
-        elif ident in SKIPPED:
-            file.skip = size
-            return at
         else:
-            return self._damage("element", p, base)
-        return end
+            self._tracks(buf, at, end, base + at)
+        return ""
 
     def _tracks(self, buf: Any, at: int, end: int, place: int) -> None:
         if self.file.tracks:
@@ -277,7 +292,7 @@ class _Walker:
         self._frame(buf, p + 3, end, base, known, time_us, lasts, key)
 
     def _laced(self, buf: Any, at: int, end: int, base: int, known: _Track, time_us: int, length: int, lacing: int, key: bool) -> None:
-        sizes = _laces(buf, at, end, lacing)
+        sizes = laces(buf, at, end, lacing)
         if sizes is None:
             self.warnings.add("lacing", at + base)
             return
@@ -332,14 +347,6 @@ class _Walker:
         self.file.mode = "lost"
         return p + 1
 
-    def _search(self, buf: Any, p: int) -> int:
-        found = next(clusters(buf, p), -1)
-        if found >= 0:
-            self.file.mode = "walk"
-            return found
-        self.need = len(buf) - p + 16
-        return max(p, len(buf) - 3)  # an id may be cut in two
-
     def _stop(self, place: int) -> int:
         self.file.mode = "done"
         return place
@@ -374,36 +381,3 @@ def codecs_setup(stream: Stream, nals: list[bytes]) -> Stream:
     setup = codecs.avcc(nals)
     width, height = codecs.sps_size(codecs.avcc_sps(setup)) if setup else (0, 0)
     return replace(stream, setup=setup, width=width or stream.width, height=height or stream.height)
-
-
-def _laces(buf: Any, at: int, end: int, lacing: int) -> list[int] | None:
-    """The sizes of the frames in a laced block whose lace begins at `at`; None: they do not fit."""
-    if at >= end:
-        return None
-    count, at = buf[at] + 1, at + 1
-    sizes: list[int] = []
-    if lacing == 4:
-        whole, rest = divmod(end - at, count)
-        return [whole] * count if whole and not rest else None
-    while len(sizes) < count - 1:
-        if at >= end:
-            return None
-        if lacing == 2:
-            size = 0
-            while at < end and buf[at] == 255:
-                size, at = size + 255, at + 1
-            if at >= end:
-                return None
-            size, at = size + buf[at], at + 1
-        else:
-            wide = LENGTH[buf[at]]
-            if wide > 8 or at + wide > end:
-                return None
-            value = int.from_bytes(buf[at : at + wide], "big") & MASK[wide]
-            size = sizes[-1] + value - (MASK[wide] >> 1) if sizes else value  # after the first: the signed difference
-            at += wide
-        if not 0 <= size <= end - at:
-            return None
-        sizes.append(size)
-    last = end - at - sum(sizes)
-    return [*sizes, last] if last >= 0 else None
