@@ -216,6 +216,7 @@ def _namespaces(job: Path, readable: tuple[Path, ...], writable: tuple[Path, ...
     os.chdir(job)
     _check(_libc.syscall(155 if platform.machine() == "x86_64" else 41, b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "leaving the old root")
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV), None), "read-only root")
     os.chdir(job)
     return True
 
