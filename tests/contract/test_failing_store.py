@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import obstore
 import pytest
@@ -111,24 +112,36 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_no_upload_is_lost_whatever_the_store_does(s3: S3Server, bucket: str, proxy: FaultProxy, store: SpooledStore, fault: str) -> None:
-    proxy.rule = FAULTS[fault]
-    places = await asyncio.gather(*(upload(store, n) for n in range(6)))
-    assert fault in {"every second", "the first ten", "twice"} or set(places) == {StoredIn.SPOOL}
-    for n, where in enumerate(places):  # served at once from where the row says it is
-        if where is StoredIn.SPOOL:
-            assert await body_of(store, n, where) == segment(n)[1]
-    assert {key: sha for key, sha in objects(s3, bucket).items() if sha != digest(segment(int(key[-43:-33]))[1])} == {}  # whole, or absent
-    proxy.rule = Rule()
-    for n, where in enumerate(places):
-        if where is StoredIn.SPOOL:
-            await moved(store, n)
-    assert objects(s3, bucket) == {segment(n)[0]: digest(segment(n)[1]) for n in range(6)}
-    assert store.spool is not None
-    assert [found async for found in store.spool.list("")] == []
-    assert store.trouble == ""
-    assert await upload(store, 7) is StoredIn.PRIMARY
+async def test_no_upload_is_lost_whatever_the_store_does(s3: S3Server, tmp_path: Path) -> None:
+    outcomes = await asyncio.gather(
+        *(_survives(s3, name, rule, tmp_path / f"spool-{n}") for n, (name, rule) in enumerate(FAULTS.items())), return_exceptions=True
+    )
+    assert {name: outcome for name, outcome in zip(FAULTS, outcomes, strict=True) if outcome is not None} == {}
+
+
+async def _survives(s3: S3Server, fault: str, rule: Rule, spool: Path) -> None:
+    """One kind of fault, with a bucket, a proxy and a spool of its own."""
+    bucket = f"faults-{uuid4().hex[:12]}"
+    s3.make_bucket(bucket)
+    async with FaultProxy(s3.port, rule) as proxy:
+        disk = LocalStore(spool)
+        store = SpooledStore(remote(s3, bucket, proxy.port), disk, patience_s=1)
+        places = await asyncio.gather(*(upload(store, n) for n in range(6)))
+        assert fault in {"every second", "the first ten", "twice"} or set(places) == {StoredIn.SPOOL}, (fault, places)
+        for n, where in enumerate(places):  # served at once from where the row says it is
+            if where is StoredIn.SPOOL:
+                assert await body_of(store, n, where) == segment(n)[1], fault
+        whole = {segment(n)[0]: digest(segment(n)[1]) for n in range(6)}
+        assert objects(s3, bucket).items() <= whole.items(), fault  # each is whole, or absent
+        proxy.rule = Rule()
+        for n, where in enumerate(places):
+            if where is StoredIn.SPOOL:
+                await moved(store, n)
+        assert objects(s3, bucket) == whole, fault
+        assert [found async for found in disk.list("")] == [], fault
+        assert store.trouble == "", fault
+        assert await upload(store, 7) is StoredIn.PRIMARY, fault
+        await store.close()
 
 
 @pytest.mark.parametrize(("status", "trouble"), [(403, "storage_auth"), (404, "storage_missing")])
