@@ -29,7 +29,7 @@ HEADERS = {
 
 
 class PageServices(Protocol):
-    """What the pages ask for; `request.app.state.services` is one. Recordings come as the API's own JSON."""
+    """What the pages ask for; `app.state.pages` is one. Recordings come as the API's own JSON."""
 
     async def current_subject(self, request: Request) -> Subject | None:
         """Who is signed in by cookie; None: nobody."""
@@ -96,7 +96,7 @@ templates.env.trim_blocks = templates.env.lstrip_blocks = True
 
 async def page(request: Request, name: str, *, subject: Subject | None = None, status: int = 200, **facts: Any) -> HTMLResponse:
     """One page with the headers every page has."""
-    services: PageServices = request.app.state.services
+    services: PageServices = request.app.state.pages
     token = await services.csrf_token(request) if subject else ""
     context = {"subject": subject, "csrf_token": token, **facts}
     return templates.TemplateResponse(request, name, context, status_code=status, headers=HEADERS)
@@ -108,7 +108,7 @@ async def login_page(request: Request, *, token: str = "", refused: str = "") ->
 
 
 async def _subject(request: Request) -> Subject | None:
-    services: PageServices = request.app.state.services
+    services: PageServices = request.app.state.pages
     return await services.current_subject(request)
 
 
@@ -131,7 +131,7 @@ async def library(request: Request, cursor: str | None = None) -> Response:
     subject = await _subject(request)
     if subject is None:
         return _to_login(request)
-    services: PageServices = request.app.state.services
+    services: PageServices = request.app.state.pages
     rows, following = await services.library_rows(subject, cursor)
     return await page(request, "library.html", subject=subject, rows=rows, cursor=cursor, next_cursor=following)
 
@@ -151,7 +151,7 @@ async def recording(request: Request, recording_id: str) -> Response:
     subject = await _subject(request)
     if subject is None:
         return _to_login(request)
-    services: PageServices = request.app.state.services
+    services: PageServices = request.app.state.pages
     try:
         found = await services.recording_view(subject, recording_id)
     except (NotFound, Forbidden, NotSignedIn):

@@ -203,8 +203,3 @@ people();
 show();
 const again = calmly(400, refreshed);
 follow((event) => (event === null || event.data?.recording_id === id) && again(), ["segment.committed"]);
-setInterval(() => {
-  for (const length of document.querySelectorAll("[data-since]:not([data-still])")) {
-    length.textContent = clock((Date.now() - new Date(length.dataset.since)) / 1000);
-  }
-}, 1000);

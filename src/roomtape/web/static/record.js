@@ -158,7 +158,7 @@ function tell() {
     kind = "warn";
     words = waitingSince.problem.status === 401
       ? `${words}. You are signed out: sign in again in another tab, and it goes on by itself.`
-      : `${words}, will be sent when the server is back.`;
+      : `${words}, will be sent when the server is back.${state === "stopping" ? " Keep this page open." : ""}`;
   } else if (state === "stopping") words = uploader.unsent.length ? `Keep this page open: ${span(Math.max(1, here))} to send. ${kept}.` : `All ${span(elapsed())} is safe on the server`;
   page.safe.firstElementChild.dataset.s = kind === "warn" ? "wait" : safe >= 1 ? "safe" : "here";
   const text = page.safe.lastElementChild;
