@@ -60,25 +60,27 @@ class _Hole:
     late: tuple[int, ...]
 
 
-def cut(facts: TrackFacts, track: Track, placed: Placed, start_us: int, end_us: int) -> Cut:
-    """The windows of a track that runs from start_us to end_us."""
+def cut(facts: TrackFacts, track: Track, placed: Placed, end_us: int) -> Cut:
+    """The windows of a track that ends at end_us."""
     timely = np.flatnonzero(~placed.late)
     listed = _prefix(facts, track, timely)
     if not len(listed):
-        return Cut((), (), start_us, ())
+        return Cut((), (), 0, ())
     last = int(listed[-1])
     settled = _settled(track, placed, listed)
     setup_of, maps = _setups(track, placed)
     marks = _marks(facts, track, placed, last)
     ours = ~placed.late[marks.segment] & (marks.segment <= last)
     holes = [] if facts.closed else _given_up(facts, track, placed, timely[timely <= last], marks.take(ours))
-    times, musts, files, segments = _edges(marks.take(ours), holes, setup_of, start_us, placed)
+    times, musts, files, segments = _edges(marks.take(ours), holes, setup_of, placed)
     stop = end_us if facts.closed else _FAR
     edge = end_us if facts.closed else int(settled[-1])
     seqs = np.maximum.accumulate(np.array([track.segments[at][0].commit_seq for at in listed], np.int64))
     gaps = {hole.start_us: hole for hole in holes}
     windows: list[Window] = []
-    late: list[Window] = []
+    belated = marks.take(~ours)
+    head = _Hole(-_FAR, times[0], 0, tuple(range(int(listed[0])))) if times else None
+    late = _belated(track, belated, head, setup_of, 0) if head else []
     for a, b in timeline.cut_windows(times, musts, stop):
         if b > edge:
             break
@@ -88,7 +90,7 @@ def cut(facts: TrackFacts, track: Track, placed: Placed, start_us: int, end_us: 
         seq = int(seqs[by]) if by < len(seqs) else max(int(seqs[-1]), facts.close_seq)
         windows.append(Window(a, b, setup_of[files[at]], a in gaps, seq))
         if a in gaps:
-            late += _belated(track, marks.take(~ours), gaps[a], setup_of, seq)
+            late += _belated(track, belated, gaps[a], setup_of, seq)
     return Cut(tuple(windows), tuple(late), edge, maps)
 
 
@@ -183,7 +185,7 @@ def _given_up(facts: TrackFacts, track: Track, placed: Placed, places: Ints, mar
     return holes
 
 
-def _edges(marks: _Marks, holes: Sequence[_Hole], setup_of: Sequence[int], start_us: int, placed: Placed) -> tuple[list[int], list[int], list[int], list[int]]:
+def _edges(marks: _Marks, holes: Sequence[_Hole], setup_of: Sequence[int], placed: Placed) -> tuple[list[int], list[int], list[int], list[int]]:
     """Times at which windows may begin, those at which they must, and of each of the first its file and segment."""
     times, files, segments = marks.time.tolist(), marks.file.tolist(), marks.segment.tolist()
     musts = [time for time, file, before in zip(times[1:], files[1:], files, strict=False) if setup_of[file] != setup_of[before]]
@@ -191,8 +193,9 @@ def _edges(marks: _Marks, holes: Sequence[_Hole], setup_of: Sequence[int], start
         a, b = bisect_left(times, hole.start_us), bisect_left(times, hole.stop_us)
         times[a:b], files[a:b], segments[a:b] = [hole.start_us], [files[max(a - 1, 0)]], [hole.after]
         musts = [must for must in musts if not hole.start_us < must < hole.stop_us] + [hole.start_us, hole.stop_us]
-    if times and times[0] > start_us:  # sound before the first key frame
-        lead = placed.sound.time[placed.keep_sound & (placed.sound.time < times[0])][1:].tolist() if times[0] - start_us > WINDOW_US else []
+    before = placed.sound.time[placed.keep_sound & ~placed.late[placed.sound.segment] & (placed.sound.time < times[0])].tolist() if times else []
+    if before:  # sound before the first key frame
+        start_us, lead = before[0], before[1:] if times[0] - before[0] > WINDOW_US else []
         musts += times[:1] if lead else []
         files[:0], segments[:0] = [files[0]] * (len(lead) + 1), [segments[0]] * (len(lead) + 1)
         times[:0] = [start_us, *lead]

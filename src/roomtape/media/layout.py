@@ -1,7 +1,7 @@
 """Lays the segments of a track out on the recording's clock: the law is core.timeline's, here it meets 170,000 samples an hour."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,9 +70,8 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
     if len(filled):
         lanes.append(Lane(Kind.AUDIO, filled, track.setups[1], tuple(literals)))
         start = min(start, int(filled["time_us"][0]))
-    cut = edge.cut(
-        facts, track, edge.Placed(standing.picture, standing.sound, standing.keep_picture, standing.keep_sound, standing.spots, standing.late), start, end
-    )
+    seen = edge.Placed(standing.picture, standing.sound, standing.keep_picture, standing.keep_sound, standing.spots, standing.late)
+    cut = edge.cut(facts, track, seen, end)
     return Layout(
         Placement(tuple(lanes), _chunks(track), _container(track)),
         tuple(gaps),
@@ -87,9 +86,9 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
 
 
 def joins_wanted(facts: TrackFacts, taken: Sequence[Taken]) -> tuple[Join, ...]:
-    """The joins off the packet grid that none of facts.mends mends yet, with all that a child needs to do so; of a closed track, for only there mends count."""
+    """The joins off the packet grid that none of facts.mends mends yet, with all that a child needs to do so."""
     track = rows.gather(sorted(taken, key=lambda one: one.index))
-    return tuple(_joins(_stand(facts, track), _chunks(track)))
+    return tuple(_joins(_stand(replace(facts, closed=True), track), _chunks(track)))
 
 
 def _begin(facts: TrackFacts) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roomtape.core.model import Kind
-from roomtape.core.timeline import OPUS_STEP_US, SNAP_US, TOUCH_US, Run
+from roomtape.core.timeline import MAX_SPAN_US, OPUS_STEP_US, SNAP_US, TOUCH_US, Run
 from roomtape.media.laid import Taken
 from roomtape.media.placed import PLACED
 from roomtape.media.sample import SAMPLE, Index, Part, Samples, Stream
@@ -138,6 +138,10 @@ def lane(track: Track, kind: int) -> Rows:
     rows = Rows(track.segment_of[row], file[row], time, some["duration_us"][row].astype(np.int64), some["key"][row] != 0, row)
     if np.any((np.diff(rows.time) < 0) & (np.diff(rows.file) == 0)):
         rows = rows.take(np.lexsort((rows.time, rows.file)))
+    if len(rows):  # timestamps that lie are left out before anything is reckoned by them
+        first = np.minimum(rows.edges(track.files)[0], len(rows) - 1)
+        sane = rows.time - rows.time[first][rows.file] < MAX_SPAN_US
+        rows = rows if sane.all() else rows.take(sane)
     return rows
 
 
