@@ -26,4 +26,6 @@ async def a_recording(connection: Connection, meeting: Meeting | None = None, *,
 
 def a_chunk(recording_id: UUID, index: int, body: bytes = b"media", *, track: str = "1", parsed: bool = False) -> NewChunk:
     digest = sha256(body).hexdigest()
-    return NewChunk(recording_id=recording_id, track_id=track, index=index, size_bytes=len(body), sha256=digest, key=f"chunks/{index}-{digest[:8]}", parsed=parsed)
+    return NewChunk(
+        recording_id=recording_id, track_id=track, index=index, size_bytes=len(body), sha256=digest, key=f"chunks/{index}-{digest[:8]}", parsed=parsed
+    )

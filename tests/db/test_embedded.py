@@ -232,7 +232,7 @@ def test_data_of_another_major_version_is_refused_and_backup_and_restore_are_nam
     server.start()
     server.stop()
     (folder / "pg/data/PG_VERSION").write_text("17\n")
-    with pytest.raises(Refused, match="`roomtape backup`.*`roomtape restore`"):
+    with pytest.raises(Refused, match=r"`roomtape backup`.*`roomtape restore`"):
         EmbeddedPostgres(folder / "pg").start()
 
 

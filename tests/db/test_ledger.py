@@ -25,8 +25,7 @@ async def test_a_hundred_starts_at_once_make_one_recording(database: Database) -
             async with database.transaction() as connection:
                 return (await ledger.create_recording(connection, TENANT, uuid7(), meeting.id, owner_id="u", prefix="p/", source="segments")).id
         except Conflict as exc:
-            assert exc.code == "already_recording"
-            return str(exc.facts["recording_id"])
+            return str(exc.facts["recording_id"]) if exc.code == "already_recording" else exc.code
 
     answers = await asyncio.gather(*(start() for _ in range(100)))
     assert len([answer for answer in answers if isinstance(answer, UUID)]) == 1
@@ -148,10 +147,14 @@ async def test_twenty_writers_leave_no_hole_in_seq_and_readers_never_skip_a_numb
 async def test_a_rolled_back_step_leaves_no_event(database: Database) -> None:
     async with database.transaction() as connection:
         recording = await a_recording(connection)
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with database.transaction() as connection:
             await ledger.move(connection, recording.id, Status.STOPPED)
-            1 / 0  # noqa: B018
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     async with database.transaction() as connection:
         assert await outbox.events_of(connection, recording.id) == []
         assert (await ledger.get_recording(connection, TENANT, recording.id)) == recording

@@ -1,5 +1,7 @@
 """All SQL about tracks and chunks: what is on the tape, in which order it was committed, and what is missing."""
 
+# the pieces that are put together are constants of this file; values go by parameters
+
 from dataclasses import fields
 from typing import Any
 from uuid import UUID

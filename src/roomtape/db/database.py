@@ -44,6 +44,11 @@ class Database:
     async def close(self) -> None:
         await self.pool.close()
 
+    async def ping(self) -> None:
+        """Returns when the server answers; Unavailable."""
+        async with self.transaction() as connection:
+            await connection.execute("SELECT 1")
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction: committed at the end, rolled back by any exception.
@@ -52,7 +57,10 @@ class Database:
         nobody knows whether it happened: everything written here is idempotent by key, so repeating converges.
         """
         with translated():
-            async with self.pool.connection() as connection, connection.transaction():  # begun here, so that a transaction() inside is a savepoint, not a commit
+            async with (
+                self.pool.connection() as connection,
+                connection.transaction(),
+            ):  # begun here, so that a transaction() inside is a savepoint, not a commit
                 yield connection
 
 
