@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import Kind
 from roomtape.core.rope import Lazy, Literal, Rope, Span, Woven, woven
-from roomtape.media import boxes, clusters, cmaf, mp4head, playlist
+from roomtape.media import boxes, clusters, cmaf, codecs, mp4head, playlist
 from roomtape.media.placed import PLACED, PLACED_PATCH, Chunks, Lane, Placement
 from roomtape.media.sample import Container, Stream
 from roomtape.media.silence import silence
@@ -145,9 +145,7 @@ def annexb(tape: Tape) -> Tape:
         frame = whole[at : at + size]
         codes = [place for place in range(size - 3) if frame[place : place + 4] == b"\0\0\0\1"]
         patches += [(at + code, stop - code - 4) for code, stop in zip(codes, [*codes[1:], size], strict=True)]
-    extra = lane.setups[0].setup
-    sps, pps = (part for part in extra.split(b"\0\0\0\1") if part)
-    avcc = b"\1" + sps[1:4] + b"\xff\xe1" + len(sps).to_bytes(2, "big") + sps + b"\1" + len(pps).to_bytes(2, "big") + pps
+    avcc = codecs.avcc(codecs.annexb_split(lane.setups[0].setup))
     lanes = (replace(lane, setups=(replace(lane.setups[0], setup=avcc),)), *tape.placement.lanes[1:])
     chunks = replace(tape.placement.chunks, patches=np.array(patches, PLACED_PATCH))
     return replace(tape, placement=replace(tape.placement, lanes=lanes, chunks=chunks))

@@ -29,6 +29,11 @@ def full(name: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(name, struct.pack(">I", version << 24 | flags), *parts)
 
 
+def wrap(name: bytes, *parts: bytes) -> list[bytes]:
+    """A box as its parts, for boxes of megabytes: nested six deep, each level would copy them once more."""
+    return [struct.pack(">I4s", sum(map(len, parts)) + 8, name), *parts]
+
+
 def runs(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Run lengths: where each run of equal values begins, and how long it is. `values` is not empty."""
     first = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
@@ -98,8 +103,17 @@ def movie_header(duration: int, next_track: int, created: int = 0) -> bytes:
     return full(b"mvhd", 1, 0, times, struct.pack(">IH", 0x10000, 0x100), bytes(10), _MATRIX, bytes(24), struct.pack(">I", next_track))
 
 
-def track(number: int, setups: Sequence[Stream], tables: bytes, *, media_duration: int = 0, duration: int = 0, edits: bytes = b"", created: int = 0) -> bytes:
-    """A trak, number `number` with the sample tables `tables` (everything in stbl after stsd); durations in ticks of the track and in MOVIE_SCALE."""
+def track(
+    number: int,
+    setups: Sequence[Stream],
+    tables: Sequence[bytes],
+    *,
+    media_duration: int = 0,
+    duration: int = 0,
+    edits: bytes = b"",
+    created: int = 0,
+) -> list[bytes]:
+    """A trak as its parts, number `number`, with the sample tables `tables` (all of stbl after stsd); durations in ticks of the track and in MOVIE_SCALE."""
     lead = setups[0]
     video = lead.kind is Kind.VIDEO
     width, height = max(stream.width for stream in setups), max(stream.height for stream in setups)
@@ -114,15 +128,16 @@ def track(number: int, setups: Sequence[Stream], tables: bytes, *, media_duratio
         struct.pack(">II", width << 16, height << 16),
     )
     entries = full(b"stsd", 0, 0, struct.pack(">I", len(setups)), *map(sample_entry, setups))
-    media = box(
+    information = wrap(
+        b"minf",
+        full(b"vmhd", 0, 1, bytes(8)) if video else full(b"smhd", 0, 0, bytes(4)),
+        box(b"dinf", full(b"dref", 0, 0, struct.pack(">I", 1), full(b"url ", 0, 1))),
+        *wrap(b"stbl", entries, *tables),
+    )
+    media = wrap(
         b"mdia",
         full(b"mdhd", 1, 0, struct.pack(">QQIQHH", created, created, timescale(lead), media_duration, _UNDETERMINED, 0)),
         full(b"hdlr", 0, 0, struct.pack(">I4s", 0, b"vide" if video else b"soun"), bytes(12), b"\0"),
-        box(
-            b"minf",
-            full(b"vmhd", 0, 1, bytes(8)) if video else full(b"smhd", 0, 0, bytes(4)),
-            box(b"dinf", full(b"dref", 0, 0, struct.pack(">I", 1), full(b"url ", 0, 1))),
-            box(b"stbl", entries, tables),
-        ),
+        *information,
     )
-    return box(b"trak", header, edits, media)
+    return wrap(b"trak", header, edits, *media)

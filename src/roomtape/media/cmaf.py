@@ -35,7 +35,7 @@ def _setup_at(lane: Lane, start_us: int) -> int:
 
 def init(streams: Sequence[Stream]) -> bytes:
     """The ftyp and moov, without samples; tracks are numbered from 1 in the order of the lanes. ValueError where a codec has no place in an MP4."""
-    traks = [track(number, (stream,), _EMPTY_TABLES) for number, stream in enumerate(streams, 1)]
+    traks = [b"".join(track(number, (stream,), [_EMPTY_TABLES])) for number, stream in enumerate(streams, 1)]
     extends = [full(b"trex", 0, 0, struct.pack(">IIIII", number, 1, 0, 0, 0)) for number in range(1, len(streams) + 1)]
     brands = box(b"ftyp", b"iso6", struct.pack(">I", 1), b"iso6cmfcmp41")
     return brands + box(b"moov", movie_header(0, len(streams) + 1), *traks, box(b"mvex", *extends))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from roomtape.core.model import Kind
 from roomtape.core.rope import Lazy, Literal, Part, Rope, Span
-from roomtape.media.boxes import MOVIE_SCALE, box, full, movie_header, runs, table, timescale, track
+from roomtape.media.boxes import MOVIE_SCALE, box, full, movie_header, runs, table, timescale, track, wrap
 from roomtape.media.placed import Chunks, Lane, Placement
 
 Ints = npt.NDArray[np.int64]
@@ -28,17 +28,17 @@ def progressive(placement: Placement, *, created: datetime | None = None) -> Rop
     size = sum(part.size for part in payload.parts)
     drafts = [_Track.of(lane, offsets) for lane, offsets in zip(lanes, payload.offsets, strict=True)]
 
-    def head(tables: list[bytes]) -> bytes:
+    def head(tables: list[list[bytes]]) -> list[bytes]:
         movie = movie_header(max((draft.duration for draft in drafts), default=0), len(drafts) + 1, stamp)
-        tracks = [draft.box(number, table, stamp) for number, (draft, table) in enumerate(zip(drafts, tables, strict=True), 1)]
-        return box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso6mp41") + box(b"moov", movie, *tracks)
+        tracks = [part for number, (draft, table) in enumerate(zip(drafts, tables, strict=True), 1) for part in draft.box(number, table, stamp)]
+        return [box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso6mp41"), *wrap(b"moov", movie, *tracks)]
 
-    fixed = len(head([b""] * len(drafts))) + sum(len(draft.tables) + _PLACES_HEAD for draft in drafts) + _MDAT_HEAD
+    fixed = sum(map(len, head([[*draft.tables, bytes(_PLACES_HEAD)] for draft in drafts]))) + _MDAT_HEAD
     count = sum(len(draft.chunk_offsets) for draft in drafts)
     word = ">u8" if fixed + 8 * count + size >= 1 << 32 else ">u4"
     base = fixed + np.dtype(word).itemsize * count
-    body = head([draft.tables + draft.places(base, word) for draft in drafts])
-    return Rope.of([Literal(body + struct.pack(">I4sQ", 1, b"mdat", size + _MDAT_HEAD)), *payload.parts])
+    parts = head([[*draft.tables, *draft.places(base, word)] for draft in drafts])
+    return Rope.of([Literal(b"".join([*parts, struct.pack(">I4sQ", 1, b"mdat", size + _MDAT_HEAD)])), *payload.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,7 @@ def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
     for lane in lanes:
         stored = lane.rows["literal"] < 0
         at, size = lane.rows["at"][stored], lane.rows["size"][stored]
-        first = _objects_of(at, chunks.starts)
-        over = np.flatnonzero(at + size > chunks.starts[first + 1])  # samples that go on in the next object: nothing may come between
+        first, over = _objects_of(at, size, chunks.starts)
         used[first] = True
         for start, stop in zip(first[over].tolist(), (at[over] + size[over]).tolist(), strict=True):
             last = int(np.searchsorted(chunks.starts, stop)) - 1
@@ -94,11 +93,18 @@ def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
     return _Payload(parts, offsets)
 
 
-def _objects_of(at: Ints, starts: Ints) -> Ints:
-    """The object in which each position lies; samples mostly lie in the order of their bytes, which is ten times quicker."""
+def _objects_of(at: Ints, size: Ints, starts: Ints) -> tuple[Ints, Ints]:
+    """The object in which each sample begins, and which samples go on in the next one: nothing may come between there.
+
+    Samples mostly lie in the order of their bytes; then only the last one of each object can go on.
+    """
     if (at[1:] >= at[:-1]).all():
-        return np.repeat(np.arange(len(starts) - 1), np.diff(np.searchsorted(at, starts)))
-    return np.searchsorted(starts, at, side="right") - 1
+        bounds = np.searchsorted(at, starts)
+        first, count = np.repeat(np.arange(len(starts) - 1), np.diff(bounds)), np.diff(bounds)
+        lasts = bounds[1:][count > 0] - 1
+        return first, lasts[at[lasts] + size[lasts] > starts[1:][count > 0]]
+    first = np.searchsorted(starts, at, side="right") - 1
+    return first, np.flatnonzero(at + size > starts[first + 1])
 
 
 def _object(chunks: Chunks, number: int) -> list[Part]:
@@ -134,7 +140,7 @@ class _Track:
     """A lane's sample tables, all but the base of its chunk offsets."""
 
     lane: Lane
-    tables: bytes
+    tables: list[bytes]
     chunk_offsets: Ints
     edits: bytes
     media_duration: int
@@ -148,32 +154,33 @@ class _Track:
         ticks = _ticks(np.append(time, stop_us), scale)
         lasts = np.diff(ticks)
         first, count = runs(lasts)
-        tables = full(b"stts", 0, 0, struct.pack(">I", len(first)), table(count, lasts[first]))
+        tables = [full(b"stts", 0, 0, struct.pack(">I", len(first)), table(count, lasts[first]))]
         lead_us, lag_us = 0, 0
         if rows["cts_us"].any():
             lead_us = int((rows["time_us"] + rows["cts_us"]).min()) - start_us  # of the first picture shown, against the first one decoded
             lag_us = max(0, -lead_us)  # composition never stands before decoding begins
             late = _ticks(time + rows["cts_us"] + lag_us, scale) - ticks[:-1]
             first, count = runs(late)
-            tables += full(b"ctts", 1, 0, struct.pack(">I", len(first)), table(count, late[first]))
+            tables.append(full(b"ctts", 1, 0, struct.pack(">I", len(first)), table(count, late[first])))
         if lane.kind is Kind.VIDEO and not rows["key"].all():
             keys = np.flatnonzero(rows["key"]) + 1
-            tables += full(b"stss", 0, 0, struct.pack(">I", len(keys)), keys.astype(">u4").tobytes())
+            tables.append(full(b"stss", 0, 0, struct.pack(">I", len(keys)), keys.astype(">u4").tobytes()))
         heads = np.append(True, (offsets[1:] != offsets[:-1] + size[:-1]) | (rows["setup"][1:] != rows["setup"][:-1]))
         chunk = np.flatnonzero(heads)
         held, setup = np.diff(chunk, append=len(rows)), rows["setup"][chunk].astype(np.int64) + 1
         first, _ = runs(held << 16 | setup)
-        tables += full(b"stsc", 0, 0, struct.pack(">I", len(first)), table(first + 1, held[first], setup[first]))
-        tables += full(b"stsz", 0, 0, struct.pack(">II", 0, len(size)), size.astype(">u4").tobytes())
+        tables.append(full(b"stsc", 0, 0, struct.pack(">I", len(first)), table(first + 1, held[first], setup[first])))
+        tables.append(full(b"stsz", 0, 0, struct.pack(">II", 0, len(size)), size.astype(">u4").tobytes()))
         edits, duration = _edits(start_us, stop_us, lead_us, lag_us, scale)
         return cls(lane, tables, offsets[chunk], edits, int(ticks[-1] - ticks[0]), duration)
 
-    def places(self, base: int, word: str) -> bytes:
+    def places(self, base: int, word: str) -> list[bytes]:
         """Where the chunks lie, in words of 32 bits as long as the file allows it."""
         name = b"stco" if word == ">u4" else b"co64"
-        return full(name, 0, 0, struct.pack(">I", len(self.chunk_offsets)), (self.chunk_offsets + base).astype(word).tobytes())
+        offsets = (self.chunk_offsets + base).astype(word).tobytes()
+        return wrap(name, struct.pack(">II", 0, len(self.chunk_offsets)), offsets)
 
-    def box(self, number: int, tables: bytes, created: int) -> bytes:
+    def box(self, number: int, tables: list[bytes], created: int) -> list[bytes]:
         durations = {"media_duration": self.media_duration, "duration": self.duration}
         return track(number, self.lane.setups, tables, edits=self.edits, created=created, **durations)
 
