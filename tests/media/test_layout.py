@@ -381,6 +381,8 @@ def test_another_size_is_no_other_setup_and_is_told() -> None:
     wide = taken(2, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, width=1280, height=720), OPUS)), 4 * S)
     layout = lay_out(FACTS, [whole(1, 0), wide])
     assert len(layout.placement.lanes[0].setups) == 1
+    assert [(one.codec, one.width, one.height) for one in layout.newest] == [("vp8", 1280, 720), ("opus", 0, 0)]
+    assert [(one.index, one.start_us) for one in layout.spans] == [(1, 0), (2, 4 * S)]
 
 
 # --- windows and the live edge ------------------------------------------------------------------------------------------------------------------------------

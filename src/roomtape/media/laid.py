@@ -107,6 +107,7 @@ class Layout:
 
     `windows` is what HLS lists: while the track is open it only grows. `late`: windows inside gap windows, of bytes that came after they were given up.
     `settled_us`: nothing before it will change while segments come in order. `maps`: for each set-up of windows the (picture, sound) that a decoder needs.
+    `newest`: of picture and sound the last stream seen: the track's codecs, width and height now.
     """
 
     placement: Placement
@@ -118,6 +119,7 @@ class Layout:
     settled_us: int = 0
     maps: tuple[tuple[Stream | None, Stream | None], ...] = ()
     spans: tuple[Span, ...] = ()
+    newest: tuple[Stream, ...] = ()
 
     @property
     def duration_us(self) -> int:
@@ -134,11 +136,6 @@ class Layout:
     @property
     def playable(self) -> bool:
         return self.has_picture or self.has_sound
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """The newest set-up of each lane: width, height and codec of the track."""
-        return tuple(lane.setups[-1] for lane in self.placement.lanes)
 
     def _has(self, kind: Kind) -> bool:
         return any(lane.kind is kind and len(lane.rows) for lane in self.placement.lanes)

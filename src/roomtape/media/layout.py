@@ -82,6 +82,7 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
         cut.settled_us,
         cut.maps,
         tuple(Span(*span) for span in _spans(standing)),
+        tuple(stream for stream in (next((pair[kind] for pair in reversed(track.streams) if pair[kind]), None) for kind in (0, 1)) if stream),
     )
 
 
