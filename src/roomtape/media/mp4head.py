@@ -125,8 +125,8 @@ class _Group:
 
 
 def _literal_groups(lane: Lane, first: Ints, home: Ints) -> _Group:
-    generated = lane.rows["literal"] >= 0
-    after = np.cumsum(~generated)[generated]  # how many stored samples came before = the number of the next one
+    generated = np.flatnonzero(lane.rows["literal"] >= 0)
+    after = generated - np.arange(len(generated))  # how many stored samples came before = the number of the next one
     homes = np.append(home[first], len(home) - 1)[after]
     literals = lane.rows["literal"][generated].astype(np.int64)
     pairs, member = np.unique(homes * (len(lane.literals) + 1) + literals, return_inverse=True)
