@@ -378,6 +378,21 @@ async def test_an_object_of_others_is_told_apart_by_its_bytes(s3: S3Server, buck
         await store.put(key, pieces(body), size=SIZE, sha256=digest(body))
 
 
+async def test_what_the_environment_says_of_aws_changes_nothing_of_what_was_given(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {
+        "ENDPOINT_URL": "http://127.0.0.1:1",
+        "ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        "SKIP_SIGNATURE": "true",
+        "SESSION_TOKEN": "others",
+        "UNSIGNED_PAYLOAD": "true",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = open_store(s3.url(bucket), **s3.credentials)
+    await check(store)
+    assert "Token" not in (await store.presign("a", ttl_s=5) or "")
+
+
 async def test_a_presigned_url_gives_the_object_and_its_ranges_to_whoever_holds_it(s3: S3Server, bucket: str) -> None:
     store = remote(s3, bucket, s3.port)
     key, body = segment(1)

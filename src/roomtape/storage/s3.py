@@ -22,7 +22,9 @@ from roomtape.storage import key as keys
 from roomtape.storage.folder import told
 
 if TYPE_CHECKING:
-    from obstore.store import S3Config
+    from collections.abc import Callable
+
+    from obstore.store import S3Config, S3Credential
 
 PIECE_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024  # up to here an object is one request that creates or fails; beyond, it goes in parts of this size
@@ -262,22 +264,22 @@ def _waiting(size: int, scratch: Path | None) -> BinaryIO:
 
 
 def _remote(bucket: Bucket, retry_s: float) -> Remote:
+    # Said in full: what is left out, obstore takes from AWS_* of the environment, signing and endpoint included.
     config: S3Config = {
         "region": bucket.region,
         "virtual_hosted_style_request": not bucket.path_style,
         "checksum_algorithm": "SHA256",
+        "unsigned_payload": False,
+        "skip_signature": False,
         "disable_bulk_delete": True,  # DELETE is understood everywhere, POST ?delete is not
     }
     if bucket.endpoint:
-        config["endpoint"] = bucket.endpoint
-    if bucket.access_key_id:
-        config["access_key_id"], config["secret_access_key"] = bucket.access_key_id, bucket.secret_access_key
-    if bucket.session_token:
-        config["session_token"] = bucket.session_token
+        config["endpoint"] = config["aws_endpoint_url_s3"] = bucket.endpoint
     return Remote(
         bucket.name,
         prefix=bucket.prefix or None,
         config=config,
+        credential_provider=_given(bucket) if bucket.access_key_id else None,
         client_options={"allow_http": bucket.allow_http, "connect_timeout": timedelta(seconds=CONNECT_S), "timeout": timedelta(seconds=REQUEST_S)},
         retry_config={
             "max_retries": 8,
@@ -285,3 +287,12 @@ def _remote(bucket: Bucket, retry_s: float) -> Remote:
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2},
         },
     )
+
+
+def _given(bucket: Bucket) -> "Callable[[], S3Credential]":
+    """Our credentials for obstore. As plain configuration they would be joined by a token from the environment, and an empty token would be sent."""
+
+    def credentials() -> "S3Credential":
+        return {"access_key_id": bucket.access_key_id, "secret_access_key": bucket.secret_access_key, "token": bucket.session_token or None, "expires_at": None}
+
+    return credentials
