@@ -6,6 +6,7 @@ const BEHIND_S = 60; // what stays in memory behind the playhead
 const AHEAD_S = 120; // and before it
 const LIVE_EDGE_S = 6; // "live" is this far from the last piece: one piece and the way it takes
 const HOLE_S = 0.05;
+const BOTH = /video\/.*(opus|mp4a|vorbis)/; // picture and sound in one
 
 /**
  * `stream()` answers the address of stream.json with a token that holds now. `onChange({behindS, live, endS, ended})` after each poll.
@@ -21,6 +22,7 @@ export class Feeder {
   #closed = false;
   #ended = false;
   #sought = false;
+  #patience = 4;
 
   constructor(video, { stream, onChange }) {
     this.#video = video;
@@ -79,8 +81,9 @@ export class Feeder {
       if (problem.passing) return false; // the next poll asks again
       throw problem;
     }
-    this.#after = answer.next ?? this.#after;
     const chosen = this.#choose(answer.tracks);
+    if (!chosen.length && !this.#lanes.size) return true; // nothing taken yet: ask for the same again
+    this.#after = answer.next ?? this.#after;
     for (const track of chosen) {
       const lane = this.#lanes.get(track.id) ?? this.#open(track);
       for (const range of track.ranges) {
@@ -95,20 +98,21 @@ export class Feeder {
   #choose(tracks) {
     const known = tracks.filter((track) => this.#lanes.has(track.id));
     const fresh = tracks.filter((track) => !this.#lanes.has(track.id) && track.ranges.length && Feeder.supports(track.mime_type));
-    const plays = (kind) => [...this.#lanes.values()].some((lane) => lane.kind === kind || (lane.kind === "video" && lane.both));
     if (!this.#lanes.size) {
       const picture = fresh.find((track) => track.kind === "video");
-      const sound = fresh.find((track) => track.kind === "audio" && track !== picture);
-      const carriesBoth = picture && /opus|mp4a|vorbis/.test(picture.mime_type);
+      const carriesBoth = picture && BOTH.test(picture.mime_type);
+      const sounds = fresh.filter((track) => track.kind === "audio");
+      const sound = sounds.find((track) => track.participant_id === picture?.participant_id) ?? sounds[0];
+      if (!carriesBoth && !(picture && sound) && !this.#ended && (this.#patience -= 1) > 0) return []; // the other one's first piece is on its way
       return [picture, carriesBoth ? null : sound].filter(Boolean);
     }
     // Media Source takes no further source buffer once something plays, so what joins later is not heard here; the file has it.
-    return plays("video") || plays("audio") ? known : known.concat(fresh.slice(0, 1));
+    return known;
   }
 
   #open(track) {
     const buffer = this.#media.addSourceBuffer(track.mime_type);
-    const lane = { buffer, kind: track.kind, both: /opus|mp4a|vorbis/.test(track.mime_type), waiting: [], endS: 0, had: [] };
+    const lane = { buffer, waiting: [], endS: 0, had: [] };
     this.#lanes.set(track.id, lane);
     return lane;
   }

@@ -1,0 +1,111 @@
+"""A whole Roomtape as people start it, and a real Chromium whose camera and microphone say what they show."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from roomtape.testing import known
+
+from .watching import Roomtape
+
+HERE = Path(__file__).parent
+READY = "Roomtape is ready: "
+START_LIMIT_S = 90
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
+
+
+def missing(what: str) -> None:
+    """Skips where a developer lacks a program; fails where CI has promised it."""
+    if os.environ.get("ROOMTAPE_REQUIRE_SERVERS") == "1":
+        pytest.fail(f"{what}, and ROOMTAPE_REQUIRE_SERVERS=1", pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def roomtape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roomtape]:
+    data = tmp_path_factory.mktemp("roomtape") / "data"
+    log = (data.parent / "log").open("w+")
+    up = subprocess.Popen(
+        [sys.executable, "-m", "roomtape", "up", "--port", "0", "--data", str(data)], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+    )
+    late = Timer(START_LIMIT_S, up.kill)
+    late.start()
+    try:
+        assert up.stdout is not None
+        said = next((line for line in up.stdout if line.startswith(READY)), None)
+        late.cancel()
+        if said is None:
+            log.seek(0)
+            pytest.fail(f"`roomtape up` did not get ready:\n{log.read()[-4000:]}")
+        yield Roomtape(said.removeprefix(READY).strip())
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(30) == 0, "SIGTERM ends it whole, with exit code 0"
+    finally:
+        late.cancel()
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+        if up.stdout is not None:
+            up.stdout.close()
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    path = os.environ.get("ROOMTAPE_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(path).exists():
+        missing(f"No Chromium at {path}: install it, or name it in ROOMTAPE_CHROMIUM")
+    devices = tmp_path_factory.mktemp("devices")
+    camera = known.write_numbers(devices / "numbers.mjpeg", 180)
+    microphone = known.write_beeps(devices / "beeps.wav", 180)
+    flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")  # Chromium refuses its sandbox to root
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def signed_in(browser: Browser, roomtape: Roomtape) -> Iterator[BrowserContext]:
+    """A person who pressed the one button of the login link."""
+    context = browser.new_context(permissions=["camera", "microphone"], base_url=roomtape.address)
+    page = context.new_page()
+    page.goto(roomtape.login)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/")
+    page.close()
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def hls_js(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of the player library, from the locked npm package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        missing("No npm: install Node to run the tests with hls.js")
+    folder = tmp_path_factory.mktemp("npm")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, folder)
+    subprocess.run([str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=120)
+    return (folder / "node_modules/hls.js/dist/hls.min.js").read_text()
