@@ -311,6 +311,16 @@ def _literals(tape: Tape, start: int, stop: int) -> int:
     return int(((rows["time_us"] >= start) & (rows["time_us"] < stop) & (rows["literal"] >= 0)).sum())
 
 
+def test_a_fragment_stays_the_same_when_the_picture_comes_later() -> None:
+    tape = cut_file("A-vp9")
+    alone = replace(tape.placement, lanes=tape.placement.lanes[1:])
+    late = replace(tape.placement, lanes=(replace(tape.placement.lanes[0], rows=tape.placement.lanes[0].rows[100:]), tape.placement.lanes[1]))
+    sound = cmaf.setups(alone, 0)
+    before, after = (cmaf.fragment(placement, 0, 2_000_000, 1, sound) for placement in (alone, late))
+    assert tape.bytes_of(before) == tape.bytes_of(after)
+    assert len(watch(cmaf.init(sound) + tape.bytes_of(after)).sound_us) == 33
+
+
 def test_a_window_without_samples_is_nothing_and_a_lane_without_any_is_absent() -> None:
     tape = cut_file("A-vp9")
     assert cmaf.fragment(tape.placement, 90_000_000, 94_000_000, 1).size == 0

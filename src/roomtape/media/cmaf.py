@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from roomtape.core.model import Kind
 from roomtape.core.rope import Literal, Piece, Rope
 from roomtape.media.boxes import box, full, movie_header, timescale, track
 from roomtape.media.placed import Lane, Placement
@@ -19,6 +20,8 @@ from roomtape.media.sample import Stream
 Ints = npt.NDArray[np.int64]
 _EMPTY_TABLES = full(b"stts", 0, 0, bytes(4)) + full(b"stsc", 0, 0, bytes(4)) + full(b"stsz", 0, 0, bytes(8)) + full(b"stco", 0, 0, bytes(4))
 _JUNK = 64  # a block header of WebM between two samples costs less than a piece of its own
+# by kind, so that a fragment fits its init whether or not the other kind has come yet
+_NUMBER = {Kind.VIDEO: 1, Kind.AUDIO: 2}
 _SYNC, _NOT_SYNC = 0x02000000, 0x01010000
 _AFTER_ALL = 1 << 62
 
@@ -34,24 +37,24 @@ def _setup_at(lane: Lane, start_us: int) -> int:
 
 
 def init(streams: Sequence[Stream]) -> bytes:
-    """The ftyp and moov, without samples; tracks are numbered from 1 in the order of the lanes. ValueError where a codec has no place in an MP4."""
-    traks = [b"".join(track(number, (stream,), [_EMPTY_TABLES])) for number, stream in enumerate(streams, 1)]
-    extends = [full(b"trex", 0, 0, struct.pack(">IIIII", number, 1, 0, 0, 0)) for number in range(1, len(streams) + 1)]
+    """The ftyp and moov, without samples: one track for each stream, at most one of a kind. ValueError where a codec has no place in an MP4."""
+    traks = [b"".join(track(_NUMBER[stream.kind], (stream,), [_EMPTY_TABLES])) for stream in streams]
+    extends = [full(b"trex", 0, 0, struct.pack(">IIIII", _NUMBER[stream.kind], 1, 0, 0, 0)) for stream in streams]
     brands = box(b"ftyp", b"iso6", struct.pack(">I", 1), b"iso6cmfcmp41")
-    return brands + box(b"moov", movie_header(0, len(streams) + 1), *traks, box(b"mvex", *extends))
+    return brands + box(b"moov", movie_header(0, len(_NUMBER) + 1), *traks, box(b"mvex", *extends))
 
 
-def fragment(placement: Placement, start_us: int, stop_us: int, sequence: int) -> Rope:
+def fragment(placement: Placement, start_us: int, stop_us: int, sequence: int, streams: Sequence[Stream] = ()) -> Rope:
     """A moof and mdat of the samples with start ≤ decode time < stop; a lane without any is absent, a window without any is an empty rope.
 
-    Set-ups are those of `setups(placement, start_us)`: cut windows where the picture's set-up changes, it is a key frame.
+    `streams`: what `init` was given, by default `setups(placement, start_us)`. Cut windows where the picture's set-up changes: it is a key frame.
     """
-    lanes = [lane for lane in placement.lanes if len(lane.rows)]
+    scales = {stream.kind: timescale(stream) for stream in streams or setups(placement, start_us)}
     parts = []
-    for number, lane in enumerate(lanes, 1):
+    for lane in placement.lanes:
         first, last = np.searchsorted(lane.rows["time_us"], (start_us, stop_us))
-        if first < last:
-            parts.append(_Part(number, timescale(lane.setups[_setup_at(lane, start_us)]), lane, lane.rows[first:last]))
+        if first < last and lane.kind in scales:
+            parts.append(_Part(_NUMBER[lane.kind], scales[lane.kind], lane, lane.rows[first:last]))
     if not parts:
         return Rope.of(())
     places, pieces = _lay_out(placement, parts)
