@@ -1,7 +1,5 @@
 """Who may see which recording: the maintained table, and the lists that people wait for, read from it by keyset."""
 
-# the pieces that are put together are constants of this file; values go by parameters
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

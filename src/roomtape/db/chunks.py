@@ -1,7 +1,5 @@
 """All SQL about tracks and chunks: what is on the tape, in which order it was committed, and what is missing."""
 
-# the pieces that are put together are constants of this file; values go by parameters
-
 from dataclasses import fields
 from typing import Any
 from uuid import UUID
@@ -238,3 +236,9 @@ async def put_mend(connection: Connection, recording_id: UUID, mend: Mend) -> No
 async def mends_of(connection: Connection, recording_id: UUID) -> list[Mend]:
     """All mends, by track, index and offset."""
     return await many(connection, Mend, "SELECT * FROM mends WHERE recording_id = %(id)s ORDER BY track_id, index, offset_us", id=recording_id)
+
+
+async def knows_key(connection: Connection, key: str) -> bool:
+    """Whether a chunk or an artifact lies under this key."""
+    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE key = %(key)s) OR EXISTS (SELECT 1 FROM artifacts WHERE key = %(key)s)"
+    return bool(await scalar(connection, query, key=key))

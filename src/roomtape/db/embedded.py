@@ -82,7 +82,7 @@ class EmbeddedPostgres:
             self._prepare()
             self._launch_server()
         except OSError as exc:
-            self._give_up_lock()
+            self.stop()
             raise self._cannot_write(exc) from exc
         except BaseException:
             self.stop()

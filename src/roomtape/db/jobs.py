@@ -1,7 +1,5 @@
 """The queue, procrastinate on our PostgreSQL: jobs that join our transaction, and fences so that a worker that was thought dead changes nothing."""
 
-# the pieces that are put together are constants of this file; values go by parameters
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Events: written in the transaction of what happened, read by polling. The notice on the channel only saves time."""
 
-# the pieces that are put together are constants of this file; values go by parameters
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress

@@ -1,7 +1,5 @@
 """All SQL about who asks: keys, one-time links, sessions and playback tokens. Secrets come from the caller and are stored as their sha256 only."""
 
-# the pieces that are put together are constants of this file; values go by parameters
-
 from datetime import datetime, timedelta
 from hashlib import sha256
 from uuid import UUID

@@ -127,6 +127,7 @@ CREATE TABLE chunks (
     PRIMARY KEY (recording_id, track_id, index),
     FOREIGN KEY (recording_id, track_id) REFERENCES tracks (recording_id, id) ON DELETE CASCADE
 );
+CREATE INDEX chunks_by_key ON chunks (key);
 CREATE INDEX chunks_in_commit_order ON chunks (recording_id, commit_seq);
 CREATE INDEX chunks_in_spool ON chunks (spool_host, state) WHERE stored_in = 'spool';
 
