@@ -141,13 +141,15 @@ def _setups(track: Track, placed: Placed) -> tuple[list[int], tuple[Map, ...]]:
     """For each file the number of its set-up, and the set-ups. Sound that was heard once goes on as silence: it stays in the set-up."""
     seen = np.zeros(track.files, np.bool_)
     seen[placed.picture.file[placed.keep_picture]] = True
+    late = placed.late[np.array(track.heads, np.int64)]
     numbers: dict[tuple[int, int], int] = {}
-    of, sound = [], -1
-    for file, streams in enumerate(track.streams):
+    of, sound = [0] * track.files, -1
+    for file in [*np.flatnonzero(~late).tolist(), *np.flatnonzero(late).tolist()]:  # what came late must not change the numbers of what is listed
+        streams = track.streams[file]
         if streams[1]:
             sound = int(track.setup_of[1, file])
         picture = int(track.setup_of[0, file]) if streams[0] and seen[file] else -1
-        of.append(numbers.setdefault((picture, sound), len(numbers)))
+        of[file] = numbers.setdefault((picture, sound), len(numbers))
     maps = tuple((track.setups[0][a] if a >= 0 else None, track.setups[1][b] if b >= 0 else None) for a, b in numbers)
     return of, maps
 
