@@ -18,7 +18,7 @@ _CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS), "codec_whitelist": ",".join(DEC
 _OPTIONS = {
     "protocol_whitelist": "file,pipe",
     "format_whitelist": ",".join(DEMUXERS),
-    "max_streams": str(MAX_STREAMS),
+    "max_streams": str(MAX_STREAMS + 1),  # one more than is taken: some demuxers leave out the rest without a word
     "probesize": "5000000",
     "analyzeduration": "10000000",
 } | _CODEC_OPTIONS
@@ -61,19 +61,31 @@ class _Seen:
 
 
 def opened(name: str, feed: BufferedReader) -> InputContainer:
-    """Opens a file of the job's folder, or its feed, with the demuxer that its first bytes call for."""
+    """Opens a file of the job's folder, or its feed, with the demuxer that its first bytes call for, and with capped decoders."""
     if name == FEED:
-        return av.open(feed, "r", format=sniff(feed.peek(HEAD_SIZE)), options=_OPTIONS)
-    with Path(name).open("rb") as file:
-        demuxer = sniff(file.read(HEAD_SIZE))
-    return av.open(f"file:{name}", "r", format=demuxer, options=_OPTIONS)
+        container = av.open(feed, "r", format=sniff(feed.peek(HEAD_SIZE)), options=_OPTIONS)
+    else:
+        with Path(name).open("rb") as file:
+            demuxer = sniff(file.read(HEAD_SIZE))
+        container = av.open(f"file:{name}", "r", format=demuxer, options=_OPTIONS)
+    if len(container.streams) > MAX_STREAMS:
+        raise MediaTooBig(f"The file has more than {MAX_STREAMS} streams.")
+    for stream in container.streams:
+        if stream.type in {"audio", "video"}:
+            guard(stream.codec_context)
+    return container
+
+
+def limit(context: Any) -> None:
+    """Puts the caps on a decoder that is not open yet."""
+    context.options = dict(_CODEC_OPTIONS)
 
 
 def guard(context: Any) -> None:
-    """The caps of a decoder; one without pixels in bounds is not opened at all."""
-    context.options = dict(_CODEC_OPTIONS)
-    if getattr(context, "width", 0) * getattr(context, "height", 0) > MAX_PIXELS:
-        raise MediaTooBig(f"The picture has {context.width} x {context.height} pixels; {MAX_PIXELS} are taken.")
+    """Caps a decoder of a file; one whose pictures are out of bounds is not opened at all."""
+    limit(context)
+    if context.type == "video" and not 0 < context.width * context.height <= MAX_PIXELS:  # 0: the decoder would not even say it
+        raise MediaTooBig(f"The pictures have {context.width} x {context.height} pixels; up to {MAX_PIXELS} are taken.")
 
 
 def probe(args: dict[str, Any], feed: BufferedReader) -> dict[str, Any]:
@@ -105,10 +117,8 @@ def _look(container: InputContainer) -> _Seen:
         context: Any = stream.codec_context
         count = _Count(stream.type, context.name if context else "")
         if stream.type == "video":
-            guard(context)
             count.width, count.height = context.width, context.height
         elif stream.type == "audio":
-            guard(context)
             count.rate, count.channels = context.rate or 0, context.channels or 0
         seen.streams.append(count)
     return seen

@@ -25,6 +25,7 @@ from roomtape.media.sniff import DECODERS, DEMUXERS
 
 _SOURCE: Final = str(Path(__file__).parents[2])  # the child runs the very code of its parent, installed or not
 _PIECE, _TAIL_SIZE = 1 << 16, 8 << 10
+_SIGNALLED = 255  # ffmpeg took a signal and tidied up; the CPU limit is the only one that sends it one it can take
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.%-]*)*")
 # Inputs that are ours, not a stranger's: generated sources, and raw streams whose form we state. Everything else must be one of the nine.
 _OURS = frozenset({"lavfi", "rawvideo", "s16le", "f32le", "concat", "png_pipe"})
@@ -110,7 +111,7 @@ class Runner:
         _, tail = await _converse(process, b"", feed, limits, _reporter(progress))
         if process.returncode == NOT_CONFINED:
             raise NoSandbox
-        _judge(process.returncode, tail)
+        _judge(-signal.SIGXCPU if process.returncode == _SIGNALLED else process.returncode, tail)
         return tail
 
     def _program(self) -> str:

@@ -130,6 +130,8 @@ def lock(
 
 def start(path: ctypes.c_char_p, argv: list[str]) -> None:
     """Becomes the one program that `lock` left executable; `path` is what it returned. Its environment is ENVIRONMENT."""
+    for number in (signal.SIGXFSZ, signal.SIGPIPE):  # Python ignores these, and what is ignored stays so in the program
+        signal.signal(number, signal.SIG_DFL)
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*[os.fsencode(argument) for argument in argv], None)
     environment = (ctypes.c_char_p * (len(ENVIRONMENT) + 1))(*[f"{name}={value}".encode() for name, value in ENVIRONMENT.items()], None)
     _check(_libc.execve(path, arguments, environment), "starting the program")

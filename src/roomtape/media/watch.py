@@ -16,7 +16,7 @@ import numpy.typing as npt
 from av.packet import Packet
 
 from roomtape.media.mend import interleaved
-from roomtape.media.probe import guard, opened
+from roomtape.media.probe import limit, opened
 
 WIDTH, HEIGHT = 32, 18
 _RATE, _STEREO = 48_000, 2
@@ -31,9 +31,6 @@ def watch(args: dict[str, Any], feed: BufferedReader) -> dict[str, Any]:
     seen: dict[str, Any] = {"pictures": [], "sounds": [], "errors": 0}
     for name in args.get("files", []):
         with opened(name, feed) as container:
-            for stream in container.streams:
-                if stream.type in {"audio", "video"}:
-                    guard(stream.codec_context)
             _watch(_of_file(container), seen)
     for stream in args.get("streams", []):
         _watch(_of_packets(stream), seen)
@@ -60,7 +57,7 @@ def _of_packets(stream: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
         context.sample_rate, context.layout = stream.get("rate") or _RATE, "mono" if stream.get("channels") == 1 else "stereo"
     if setup := b64decode(stream.get("setup", "")):
         context.extradata = setup
-    guard(context)
+    limit(context)
     for body, time_us, key in stream["packets"]:
         if key or stream["kind"] == "audio":
             packet = Packet(b64decode(body))
