@@ -1,6 +1,5 @@
-"""Every error as RFC 9457 problem details with a stable code and a sentence; the web's supervisor for what nobody foresaw."""
+"""Every error as RFC 9457 problem details with a stable code and a sentence."""
 
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -49,13 +48,10 @@ async def _plain(_: Request, wrong: Exception) -> JSONResponse:
     return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))
 
 
-async def unforeseen(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
-    """The supervisor: an error nobody foresaw is logged whole and answered without its insides."""
-    try:
-        return await call_next(request)
-    except Exception:
-        log.exception("request.crashed", method=request.method)
-        return problem(500, "internal", "Something went wrong on our side; it was logged. Nothing was acknowledged: try again.")
+async def _unforeseen(request: Request, wrong: Exception) -> JSONResponse:
+    """An error nobody foresaw is logged whole and answered without its insides."""
+    log.error("request.crashed", method=request.method, exc_info=wrong)
+    return problem(500, "internal", "Something went wrong on our side; it was logged. Nothing was acknowledged: try again.")
 
 
 def install(app: FastAPI) -> None:
@@ -63,3 +59,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RoomtapeError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Exception, _unforeseen)

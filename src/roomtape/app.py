@@ -1,0 +1,234 @@
+"""Where things are built and joined: the only place that knows every part."""
+
+import asyncio
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import uvicorn
+from fastapi import FastAPI
+from uuid_utils.compat import uuid7
+
+from roomtape.capture.segments import Segments
+from roomtape.core.errors import BadInput
+from roomtape.core.keys import DEFAULT_TENANT
+from roomtape.db import jobs, people
+from roomtape.db.database import Database
+from roomtape.db.outbox import Listener
+from roomtape.library.catalog import when
+from roomtape.library.janitor import Janitor
+from roomtape.media.runner import Runner
+from roomtape.pipeline.advance import Bench
+from roomtape.recorder import Watch
+from roomtape.settings import Settings
+from roomtape.storage import store as stores
+from roomtape.storage.failover import SpooledStore
+from roomtape.storage.local import LocalStore
+from roomtape.supervisor import listen
+from roomtape.tapes.layouts import Layouts
+from roomtape.tapes.whole import Ropes
+from roomtape.web.protocol import RopeProtocol
+from roomtape.web.services import Services
+from roomtape.web.site import site
+from roomtape.web.tokens import TokenJudge
+from roomtape.worker import register, spool_mover
+from roomtape.worker import work as work_on
+
+_PORT_FILE = "port"
+_GRACE_S = 5
+_STORE_WAIT_S = 60
+
+
+def now_us() -> int:
+    """The server's clock."""
+    return time.time_ns() // 1000
+
+
+def _database(settings: Settings) -> Database:
+    assert settings.database_url is not None
+    return Database(settings.database_url.get_secret_value())
+
+
+def _store(settings: Settings) -> SpooledStore:
+    assert settings.storage_url is not None
+    primary = stores.open_store(
+        settings.storage_url,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=settings.aws_secret_access_key.get_secret_value(),
+        session_token=settings.aws_session_token.get_secret_value(),
+        endpoint=settings.aws_endpoint_url,
+        region=settings.aws_region,
+    )
+    if isinstance(primary, LocalStore):
+        return SpooledStore(primary)
+    return SpooledStore(primary, stores.open_folder(settings.spool.absolute().as_uri()))
+
+
+def _host() -> str:
+    """Names this machine's spool."""
+    return socket.gethostname()
+
+
+def _work_folder(settings: Settings) -> Path:
+    folder = settings.data / "work"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@asynccontextmanager
+async def _bench(settings: Settings) -> AsyncIterator[Bench]:
+    """What steps work with, opened."""
+    database, store = _database(settings), _store(settings)
+    conninfo = database.conninfo
+    async with AsyncExitStack() as stack:
+        await database.open()
+        stack.push_async_callback(database.close)
+        stack.push_async_callback(store.close)
+        runner = await stack.enter_async_context(Runner(allow_unsandboxed=settings.allow_unsandboxed, ffmpeg=settings.ffmpeg, warm=1))
+        layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
+        queue = jobs.queue_app(conninfo, heartbeat_s=settings.heartbeat_s)
+        yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), _host())
+
+
+def serve(settings: Settings, fd: int | None) -> None:
+    """The API and the pages, until SIGTERM."""
+    sock = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        _application(settings),
+        http=RopeProtocol,
+        loop="asyncio",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE_S,
+        limit_concurrency=4000,
+        lifespan="on",
+    )
+    (settings.data / _PORT_FILE).write_text(str(sock.getsockname()[1]))
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def _application(settings: Settings) -> FastAPI:
+    """The web application; what it needs is opened when it starts."""
+    judge = TokenJudge(settings)
+    database, store = _database(settings), _store(settings)
+    queue = jobs.queue_app(database.conninfo)
+    layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
+    segments = Segments(database, store, host=_host(), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
+    listener = Listener(database.conninfo)
+    services = Services(settings, database, store, segments, layouts, judge, queue, listener, Ropes())
+    app = site(services)
+    bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, _host())
+    register(bench)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await database.open()
+            stack.push_async_callback(database.close)
+            stack.push_async_callback(store.close)
+            await stack.enter_async_context(queue.open_async())
+            await stack.enter_async_context(listener.listening())
+            await stack.enter_async_context(spool_mover(bench))
+            yield
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+async def work(settings: Settings) -> None:
+    """A worker, until SIGTERM."""
+    async with _bench(settings) as bench:
+        register(bench)
+        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days)))
+
+
+async def record(settings: Settings) -> None:
+    """The recorder, until SIGTERM."""
+    async with _bench(settings) as bench:
+        watch = Watch(bench.database, bench.store, bench.layouts, bench.runner, bench.work)
+        await _until_told(watch.run())
+
+
+async def _until_told(work_of: Awaitable[None]) -> None:
+    """Runs it until it ends, or SIGTERM or SIGINT come: then it is cancelled and cleans up."""
+    task = asyncio.ensure_future(work_of)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+
+
+async def login_link(settings: Settings, user: str) -> str:
+    """A one-time token for the login page; the user `admin` is the administrator."""
+    token = secrets.token_urlsafe(32)
+    async with _opened(settings) as database, database.transaction() as connection:
+        roles = ("admin",) if user == "admin" else ()
+        await people.create_login_link(connection, DEFAULT_TENANT, token, user, roles=roles)
+    return token
+
+
+def running_port(settings: Settings) -> int:
+    """The port of the `serve` that runs on this data folder, else the configured one."""
+    try:
+        return int((settings.data / _PORT_FILE).read_text())
+    except (OSError, ValueError):
+        return settings.port
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Database]:
+    database = _database(settings)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def create_key(settings: Settings, name: str, role: str, user: str | None) -> dict[str, Any]:
+    """A new API key; the secret is in the answer and nowhere else."""
+    secret = "rt_" + secrets.token_urlsafe(32)
+    async with _opened(settings) as database, database.transaction() as connection:
+        key = await people.create_key(connection, DEFAULT_TENANT, uuid7(), secret, name=name, role=role, user_id=user)
+    return {"id": str(key.id), "name": key.name, "role": key.role, "user_id": key.user_id, "key": secret}
+
+
+async def list_keys(settings: Settings) -> list[dict[str, Any]]:
+    """All keys without their secrets."""
+    async with _opened(settings) as database, database.transaction() as connection:
+        found = await people.list_keys(connection, DEFAULT_TENANT)
+    return [
+        {
+            "id": str(key.id),
+            "name": key.name,
+            "role": key.role,
+            "user_id": key.user_id,
+            "created_at": when(key.created_at),
+            "last_used_at": when(key.last_used_at),
+            "revoked_at": when(key.revoked_at),
+        }
+        for key in found
+    ]
+
+
+async def revoke_key(settings: Settings, key_id: str) -> None:
+    """Ends a key. BadInput for what is no id, NotFound for an unknown one."""
+    try:
+        name = UUID(key_id)
+    except ValueError as wrong:
+        raise BadInput(f"{key_id!r} is no id of a key: `roomtape keys list` shows them.") from wrong
+    async with _opened(settings) as database, database.transaction() as connection:
+        await people.revoke_key(connection, DEFAULT_TENANT, name)

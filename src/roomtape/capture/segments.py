@@ -1,0 +1,196 @@
+"""Browser segments: each is whole, durable, indexed and in the ledger before it is acknowledged."""
+
+import asyncio
+import mmap
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from roomtape.core.errors import BadInput, Conflict, NotFound, StorageFull
+from roomtape.core.keys import chunk_key
+from roomtape.core.lifecycle import TAKING, ChunkState
+from roomtape.core.model import ClockTrust, StoredIn
+from roomtape.db import chunks, ledger
+from roomtape.db.database import Connection, Database
+from roomtape.db.rows import Chunk, NewChunk, Recording, Track
+from roomtape.media import index as media
+from roomtape.storage.failover import SpooledStore
+from roomtape.storage.intake import Upload
+from roomtape.tapes.indexing import NOT_INDEXED, Indexed, index_cut, index_head, off_loop, take_up
+
+log = structlog.get_logger()
+
+BELIEVED_US = 60_000_000  # a client's clock that is further away from the arrival of its first segment is not believed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a client says of a segment. `started_us`: its first sample, on the client's clock; `clock_offset_us`: server minus client."""
+
+    track_id: str
+    index: int
+    started_us: int | None = None
+    duration_ms: float | None = None
+    clock_offset_us: int | None = None
+    sha256: str | None = None
+    mime_type: str | None = None
+    participant_id: str | None = None
+    kind: str | None = None
+    source: str | None = None
+
+
+class Segments:
+    """Takes segments of all recordings. `host` names this machine's spool; `now_us` is the server's clock."""
+
+    def __init__(self, database: Database, store: SpooledStore, *, host: str, limit_bytes: int, reserve_bytes: int, now_us: Callable[[], int]) -> None:
+        self._database = database
+        self._store = store
+        self._host = host
+        self._limit_bytes = limit_bytes
+        self._reserve_bytes = reserve_bytes
+        self._now_us = now_us
+
+    async def take(self, recording: Recording, said: Said, body: AsyncIterable[bytes]) -> tuple[Chunk, bool]:
+        """Takes one segment; returns its row and whether it is new. When this returns, kill -9 and power cuts lose nothing of it.
+
+        Raises BadInput (`empty_segment`, `digest_differs`), TooLarge, StorageFull, Unavailable, Conflict (`segment_differs`, `recording_completed`).
+        """
+        if self._store.free_bytes() < self._reserve_bytes:
+            raise StorageFull(retry_after_s=10)
+        upload = await self._store.intake.take(body, limit=self._limit_bytes)
+        try:
+            return await self._keep(recording, said, upload)
+        finally:
+            await asyncio.to_thread(upload.close)
+
+    async def _keep(self, recording: Recording, said: Said, upload: Upload) -> tuple[Chunk, bool]:
+        if not upload.size:
+            raise BadInput("The segment is empty.", code="empty_segment")
+        if said.sha256 and said.sha256.lower() != upload.sha256:
+            raise BadInput("The bytes that came do not have the sha256 that was stated; send the segment again.", code="digest_differs", sha256=upload.sha256)
+        if (there := await self._there(recording, said, upload.sha256)) is not None:
+            return there, False
+        key = chunk_key(recording.prefix, recording.id, said.track_id, said.index, upload.sha256)
+        with _mapped(upload.path) as data:  # the mapping outlives the file's name, which `keep` takes
+            first = bytes(data[:16])
+            head = await off_loop(len(data), index_head, data) if media.sniff(first) is not None else None
+            where = await self._store.keep(upload.path, key, size=upload.size, sha256=upload.sha256)
+            new = NewChunk(
+                recording_id=recording.id,
+                track_id=said.track_id,
+                index=said.index,
+                size_bytes=upload.size,
+                sha256=upload.sha256,
+                key=key,
+                mime_type=said.mime_type,
+                state=ChunkState.DONE if where is StoredIn.PRIMARY else ChunkState.QUEUED,
+                stored_in=where.value,
+                spool_host=None if where is StoredIn.PRIMARY else self._host,
+                clock_offset_us=said.clock_offset_us,
+                duration_ms=None if said.duration_ms is None else round(said.duration_ms),
+            )
+            return await self._commit(new, said, data, head)
+
+    async def _there(self, recording: Recording, said: Said, digest: str) -> Chunk | None:
+        """The same segment, taken before; refuses early what the ledger would refuse, before bytes are stored for nothing."""
+        async with self._database.transaction() as connection:
+            found = await chunks.get_chunk(connection, recording.id, said.track_id, said.index)
+            now = await ledger.get_recording(connection, recording.tenant_id, recording.id)
+        if found is not None and found.sha256 != digest:
+            raise Conflict("Another segment has this index.", code="segment_differs", sha256=found.sha256)
+        if found is None and now is None:
+            raise NotFound
+        if found is None and now is not None and (now.status not in TAKING or now.complete_requested_at is not None):
+            raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", status=now.status.value)
+        return found
+
+    async def _commit(self, new: NewChunk, said: Said, data: mmap.mmap, head: Indexed | None) -> tuple[Chunk, bool]:
+        async with self._database.transaction() as connection:
+            await chunks.lock_track(connection, new.recording_id, new.track_id)
+            track = await chunks.upsert_track(
+                connection, new.recording_id, new.track_id, participant_id=said.participant_id, kind=said.kind, source=said.source, mime_type=said.mime_type
+            )
+            track = await self._judge_clock(connection, track, said)
+            indexed = head or await self._index_cut(connection, new, data)
+            row, fresh = await chunks.commit_chunk(connection, _with(new, indexed, _stated(said, track)))
+            if fresh:
+                await self._note_origin(connection, row, track)
+                if indexed is not None:
+                    await chunks.drop_carry(connection, row.recording_id, row.track_id, row.index - 1)
+                    await take_up(connection, self._store, row, row.carry)
+        if fresh:
+            log.info("chunk.kept", recording=str(row.recording_id), track=row.track_id, index=row.index, size=row.size_bytes, where=row.stored_in)
+        return row, fresh
+
+    async def _index_cut(self, connection: Connection, new: NewChunk, data: mmap.mmap) -> Indexed | None:
+        """A byte cut is parsed when its predecessor is; else it waits (None)."""
+        if new.index == 1:
+            return Indexed(None, None, starts_file=False, warning=NOT_INDEXED)
+        before = await chunks.get_chunk(connection, new.recording_id, new.track_id, new.index - 1)
+        if before is None or not before.parsed:
+            return None
+        return await off_loop(len(data), index_cut, data, before.carry)
+
+    async def _judge_clock(self, connection: Connection, track: Track, said: Said) -> Track:
+        """A track's clock is judged by its first segment: measured, believed, or known by its arrival only."""
+        if said.started_us is None or track.clock != ClockTrust.NONE or await chunks.last_index(connection, track.recording_id, track.id):
+            return track
+        shift_us, trust = 0, ClockTrust.MEASURED
+        if said.clock_offset_us is None:
+            trust = ClockTrust.CLIENT
+            ended_us = said.started_us + round((said.duration_ms or 0) * 1000)
+            late_us = self._now_us() - ended_us
+            if abs(late_us) > BELIEVED_US:
+                shift_us = late_us
+                await _warn(
+                    connection,
+                    track.recording_id,
+                    "clock_untrusted",
+                    f"The clock of track {track.id} is {late_us / 1e6:.0f} s away; it is placed by its arrival.",
+                )
+        await chunks.set_clock(connection, track.recording_id, track.id, trust.value, shift_us=shift_us)
+        return replace(track, clock=trust.value, clock_shift_us=shift_us)
+
+    async def _note_origin(self, connection: Connection, row: Chunk, track: Track) -> None:
+        """The recording's zero while it runs: the first first sample that came. When it is closed the layout takes the earliest."""
+        recording = await ledger.lock_recording(connection, row.recording_id)
+        if recording.origin_us is None and row.index == 1:
+            start_us = row.stated_us + track.clock_shift_us if row.stated_us is not None else self._now_us()
+            await ledger.set_fields(connection, row.recording_id, {"origin_us": start_us})
+
+
+def _stated(said: Said, track: Track) -> int | None:
+    """The stated start on the server's clock, before a shift."""
+    if said.started_us is None:
+        return None
+    return said.started_us + (said.clock_offset_us or 0 if track.clock == ClockTrust.MEASURED else 0)
+
+
+def _with(new: NewChunk, indexed: Indexed | None, stated_us: int | None) -> NewChunk:
+    if indexed is None:
+        return replace(new, stated_us=stated_us)
+    return replace(
+        new,
+        stated_us=stated_us,
+        parsed=True,
+        starts_file=indexed.starts_file,
+        index_blob=indexed.blob,
+        carry=indexed.carry,
+        media_start_us=indexed.start_us,
+        media_end_us=indexed.end_us,
+        warning=indexed.warning,
+    )
+
+
+async def _warn(connection: Connection, recording_id: UUID, code: str, message: str) -> None:
+    recording = await ledger.lock_recording(connection, recording_id)
+    if not any(warning["message"] == message for warning in recording.warnings):
+        await ledger.set_fields(connection, recording_id, {"warnings": [*recording.warnings, {"code": code, "message": message}]})
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

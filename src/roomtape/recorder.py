@@ -1,0 +1,160 @@
+"""`roomtape record`: looks at what is being recorded and says what the media says; ends captures whose time is up."""
+
+import asyncio
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from roomtape.core.errors import RoomtapeError
+from roomtape.core.health import Facts, Picture, Sound, TrackFacts, judge
+from roomtape.core.lifecycle import Status
+from roomtape.core.rope import Literal
+from roomtape.db import leases, ledger
+from roomtape.db.database import Database
+from roomtape.db.rows import Recording
+from roomtape.media import door
+from roomtape.media.layout import Layout
+from roomtape.media.placed import Lane
+from roomtape.media.refusal import MediaError
+from roomtape.media.runner import Runner, job_folder
+from roomtape.storage.failover import SpooledStore
+from roomtape.tapes.layouts import Layouts, Tape
+
+log = structlog.get_logger()
+
+EVERY_S = 2.0
+_KEEP_US = 20_000_000  # readings older than this decide nothing
+_AT_ONCE_US = 12_000_000  # the newest media of a track that has not been looked at for long
+
+
+@dataclass(slots=True)
+class _Track:
+    """What has been read of a track, and up to where."""
+
+    until_us: int = 0
+    pictures: list[Picture] = field(default_factory=list)
+    sounds: list[Sound] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Watches all running recordings that no other recorder holds."""
+
+    database: Database
+    store: SpooledStore
+    layouts: Layouts
+    runner: Runner
+    work: Path
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    _tracks: dict[tuple[UUID, str], _Track] = field(default_factory=dict)
+    _resumed: dict[UUID, int] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """For ever: the recorder's supervisor. What goes wrong with one recording is said and does not touch another."""
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                log.exception("watch.failed")
+            await asyncio.sleep(EVERY_S)
+
+    async def look(self) -> None:
+        """One round over what is running."""
+        async with self.database.transaction() as connection:
+            running = await ledger.running_recordings(connection, [Status.PENDING, Status.RECORDING, Status.PAUSED])
+        for recording in running:
+            async with self.database.transaction() as connection:
+                held = await leases.take(connection, recording.id, self.holder)
+            if held is None:
+                continue
+            try:
+                await self._judge(recording)
+            except (MediaError, RoomtapeError) as wrong:
+                log.warning("watch.unread", recording=str(recording.id), why=wrong.code)
+        alive = {recording.id for recording in running}
+        self._tracks = {place: track for place, track in self._tracks.items() if place[0] in alive}
+
+    async def _judge(self, recording: Recording) -> None:
+        if recording.status is Status.PENDING:
+            return
+        if await self._ended(recording):
+            return
+        tape = await self.layouts.tape(recording)
+        for name, layout in tape.layouts.items():
+            await self._read(tape, name, layout)
+        origin_us = recording.origin_us or 0
+        last = recording.last_byte_at
+        facts = Facts(
+            tracks=tuple(self._facts(tape, track.id, screen=track.source == "screen") for track in tape.tracks),
+            last_byte_us=round(last.timestamp() * 1e6) - origin_us if last else None,
+            resumed_us=self._since(recording) - origin_us,
+            paused=recording.status is Status.PAUSED,
+            before=recording.health,
+        )
+        verdict = judge(time.time_ns() // 1000 - origin_us, facts)
+        if verdict is not recording.health:
+            async with self.database.transaction() as connection:
+                await ledger.set_health(connection, recording.id, verdict.value)
+
+    async def _ended(self, recording: Recording) -> bool:
+        """max_duration_s stops a capture."""
+        if recording.max_duration_s is None or recording.started_at is None:
+            return False
+        if (datetime.now(UTC) - recording.started_at).total_seconds() < recording.max_duration_s:
+            return False
+        async with self.database.transaction() as connection:
+            await ledger.move(connection, recording.id, Status.STOPPED, why="max_duration_s")
+        return True
+
+    def _since(self, recording: Recording) -> int:
+        """Since when bytes may be expected: the start, or the moment a pause was seen to end."""
+        if recording.status is Status.PAUSED:
+            self._resumed[recording.id] = time.time_ns() // 1000
+        started = recording.started_at or recording.created_at
+        return max(round(started.timestamp() * 1e6), self._resumed.get(recording.id, 0))
+
+    async def _read(self, tape: Tape, name: str, layout: Layout) -> None:
+        """Has a sandboxed child look at what came since the last look."""
+        track = self._tracks.setdefault((tape.recording.id, name), _Track())
+        if layout.end_us <= track.until_us:
+            return
+        start_us = max(track.until_us, layout.end_us - _AT_ONCE_US)
+        streams = [stream for lane in layout.placement.lanes if (stream := await self._elementary(layout, lane, start_us)) is not None]
+        track.until_us = layout.end_us
+        if not streams:
+            return
+        with job_folder(self.work) as job:
+            heard = await door.watch(self.runner, job, streams=streams)
+        keep_us = layout.end_us - _KEEP_US
+        track.pictures = [one for one in (*track.pictures, *heard.pictures) if one.at_us >= keep_us]
+        track.sounds = [one for one in (*track.sounds, *heard.sounds) if one.end_us >= keep_us]
+
+    async def _elementary(self, layout: Layout, lane: Lane, start_us: int) -> door.Elementary | None:
+        """Of pictures the key frames, of sound every packet that was recorded, from `start_us` on."""
+        rows = lane.rows[(lane.rows["time_us"] >= start_us) & (lane.rows["literal"] < 0)]
+        if lane.kind == "video":
+            rows = rows[rows["key"] == 1]
+        if not len(rows):
+            return None
+        stream = lane.setups[int(rows["setup"][-1])]
+        packets = [(await self._bytes(layout, at, size), time_us, bool(key)) for at, size, time_us, key in rows[["at", "size", "time_us", "key"]].tolist()]
+        return door.Elementary(lane.kind.value, stream.codec, stream.setup, packets, stream.channels, stream.rate)
+
+    async def _bytes(self, layout: Layout, at: int, size: int) -> bytes:
+        found = []
+        for piece in layout.placement.chunks.pieces(at, at + size):
+            if isinstance(piece, Literal):
+                found.append(piece.body)
+            else:
+                found += [block async for block in self.store.read(piece.key, piece.offset, piece.offset + piece.size)]
+        return b"".join(found)
+
+    def _facts(self, tape: Tape, name: str, *, screen: bool) -> TrackFacts:
+        track = self._tracks.get((tape.recording.id, name), _Track())
+        return TrackFacts(tuple(track.pictures), tuple(track.sounds), tape.layouts[name].end_us, screen=screen)

@@ -1,0 +1,178 @@
+"""Layouts of tracks, made from the ledger and kept while nothing changes: what every player, playlist and download is read from."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from uuid import UUID
+
+from roomtape.core.lifecycle import OPEN
+from roomtape.core.model import ClockTrust
+from roomtape.core.plan import HEADS
+from roomtape.core.timeline import Mend
+from roomtape.db import chunks, ledger
+from roomtape.db.database import Database
+from roomtape.db.rows import Chunk, Pause, Recording, Track
+from roomtape.media.index import unpack
+from roomtape.media.layout import Layout, Taken, TrackFacts, lay_out
+from roomtape.media.mends import unpack_mend
+
+_KEPT = 64  # layouts; an hour of two streams takes about 12 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """One recording as it stands: its row, its tracks, and what each track's layout is and was made of.
+
+    `marks` name a layout's content: equal marks, equal bytes of everything generated from it.
+    """
+
+    recording: Recording
+    tracks: tuple[Track, ...]
+    layouts: Mapping[str, Layout]
+    facts: Mapping[str, TrackFacts]
+    taken: Mapping[str, Sequence[Taken]]
+    marks: Mapping[str, str]
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is captured: playlists end, everything there is listed."""
+        return self.recording.status not in OPEN
+
+    def main(self) -> str | None:
+        """The track that stands for the whole: the first with a picture, else the first with sound."""
+        for wanted in ("has_picture", "has_sound"):
+            for track in self.tracks:
+                if track.id in self.layouts and getattr(self.layouts[track.id], wanted):
+                    return track.id
+        return None
+
+
+@dataclass(slots=True)
+class _Held:
+    """What is kept of a track between requests: its segments as they were committed, and the layout of the facts it was made for."""
+
+    seen: int = 0
+    taken: dict[int, Taken] = field(default_factory=dict)
+    facts: TrackFacts | None = None
+    layout: Layout | None = None
+    changed: bool = False
+
+
+class Layouts:
+    """The layouts of this process. Each look costs one small query; only what was committed since is read."""
+
+    def __init__(self, database: Database, *, wait_s: float, now_us: Callable[[], int]) -> None:
+        """`wait_s`: how long the live edge waits for a missing segment before it goes on without it."""
+        self._database = database
+        self._wait_us = round(wait_s * 1_000_000)
+        self._now_us = now_us
+        self._held: OrderedDict[tuple[UUID, str], _Held] = OrderedDict()
+        self._waits: dict[tuple[UUID, str, int], int] = {}
+        self._lock = asyncio.Lock()
+
+    async def tape(self, recording: Recording) -> Tape:
+        """The recording and the layouts of all its tracks, as of now."""
+        async with self._lock:
+            return await self._tape(recording)
+
+    async def _tape(self, recording: Recording) -> Tape:
+        async with self._database.transaction() as connection:
+            fresh = await ledger.get_recording(connection, recording.tenant_id, recording.id) or recording
+            tracks = await chunks.tracks_of(connection, recording.id)
+            held = {track.id: self._hold(recording.id, track.id) for track in tracks}
+            after = min((one.seen for one in held.values()), default=0)
+            new = await chunks.chunks_of(connection, recording.id, after_commit_seq=after, with_index=True)
+            pauses = await ledger.pauses_of(connection, recording.id)
+            mends = await chunks.mends_of(connection, recording.id)
+            for track in tracks:
+                _take_in(held[track.id], [chunk for chunk in new if chunk.track_id == track.id])
+            skips = {track.id: self._given_up(fresh, track, held[track.id]) for track in tracks}
+            for track in tracks:
+                if skips[track.id] - set(track.live_skips):
+                    await chunks.give_up(connection, recording.id, track.id, sorted(skips[track.id] - set(track.live_skips)))
+        origin_us = _origin(fresh, tracks, held)
+        facts = {}
+        for track in tracks:
+            own = tuple(unpack_mend(mend.blob) for mend in mends if mend.track_id == track.id)
+            facts[track.id] = _facts(fresh, track, held[track.id], pauses=pauses, mends=own, skips=skips[track.id], origin_us=origin_us)
+        layouts = {name: await _layout(held[name], facts[name]) for name in facts}
+        taken = {name: tuple(one.taken[index] for index in sorted(one.taken)) for name, one in held.items()}
+        marks = {name: _mark(recording.id, facts[name], held[name].seen) for name in facts}
+        return Tape(fresh, tuple(tracks), layouts, facts, taken, marks)
+
+    def _hold(self, recording: UUID, track: str) -> _Held:
+        place = (recording, track)
+        held = self._held.setdefault(place, _Held())
+        self._held.move_to_end(place)
+        while len(self._held) > _KEPT:
+            self._held.popitem(last=False)
+        return held
+
+    def _given_up(self, recording: Recording, track: Track, held: _Held) -> set[int]:
+        """Indices that the live edge no longer waits for: missing for `wait_s` while later ones are there."""
+        already = set(track.live_skips)
+        if recording.status not in OPEN or not held.taken:
+            return already
+        missing = set(range(1, max(held.taken))) - held.taken.keys() - already if max(held.taken) - len(held.taken) < 10_000 else set()
+        now = self._now_us()
+        for key in [key for key in self._waits if key[:2] == (recording.id, track.id) and key[2] not in missing]:
+            del self._waits[key]
+        return already | {index for index in missing if now - self._waits.setdefault((recording.id, track.id, index), now) >= self._wait_us}
+
+
+def _take_in(held: _Held, new: Sequence[Chunk]) -> None:
+    for chunk in new:
+        if chunk.commit_seq <= held.seen:
+            continue
+        indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
+        held.taken[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq)
+        held.changed = True
+    held.seen = max((chunk.commit_seq for chunk in new), default=held.seen)
+
+
+def _origin(recording: Recording, tracks: Sequence[Track], held: Mapping[str, _Held]) -> int:
+    """The recording's zero on the server's clock: while it runs the first that came, afterwards the earliest first sample of its tracks."""
+    if recording.status in OPEN and recording.origin_us is not None:
+        return recording.origin_us
+    starts = []
+    for track in tracks:
+        first = next((held[track.id].taken[index] for index in sorted(held[track.id].taken)), None)
+        if first is not None and first.stated_us is not None and track.clock != ClockTrust.NONE:
+            starts.append(first.stated_us + track.clock_shift_us)
+    return min(starts, default=recording.origin_us or 0)
+
+
+def _mark(recording: UUID, facts: TrackFacts, seen: int) -> str:
+    told = f"{recording} {facts.id} {seen} {facts.closed} {facts.origin_us} {facts.shift_us} {facts.pauses} {len(facts.mends)} {sorted(facts.skips)} {HEADS}"
+    return sha256(told.encode()).hexdigest()[:32]
+
+
+def _facts(recording: Recording, track: Track, held: _Held, *, pauses: Sequence[Pause], mends: tuple[Mend, ...], skips: set[int], origin_us: int) -> TrackFacts:
+    return TrackFacts(
+        id=track.id,
+        trust=ClockTrust(track.clock),
+        origin_us=origin_us,
+        begin_us=origin_us,
+        shift_us=track.clock_shift_us,
+        pauses=tuple((_us(pause.from_at), _us(pause.to_at)) for pause in pauses if pause.to_at is not None),
+        mends=mends,
+        closed=recording.status not in OPEN or track.closed_last_index is not None,
+        skips=frozenset(skips | set(track.skips)),
+        last_index=track.closed_last_index,
+        close_seq=2 * held.seen + 1,  # after every commit so far, before every later one
+    )
+
+
+def _us(when: datetime) -> int:
+    return round(when.timestamp() * 1_000_000)
+
+
+async def _layout(held: _Held, facts: TrackFacts) -> Layout:
+    if held.layout is None or held.changed or held.facts != facts:
+        taken = [held.taken[index] for index in sorted(held.taken)]
+        held.layout = await asyncio.to_thread(lay_out, facts, taken)
+        held.facts, held.changed = facts, False
+    return held.layout

@@ -1,0 +1,61 @@
+"""What happens, as it happens: server-sent events, only of what one may view."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from roomtape.core.access import Standing, Subject
+from roomtape.core.errors import NotSignedIn
+from roomtape.db import outbox
+from roomtape.library.catalog import event_view
+from roomtape.library.doorkeeper import subjects_of
+from roomtape.web.identity import Asker
+from roomtape.web.services import Of, Services
+
+router = APIRouter(tags=["events"])
+
+_QUIET_S = 15.0  # a comment this often keeps proxies from closing, and notices who has gone
+_AT_ONCE = 200
+
+
+@router.get("/events")
+async def stream_events(request: Request, services: Of, subject: Asker) -> StreamingResponse:
+    """CloudEvents as server-sent events; `Last-Event-ID` goes on where one left off."""
+    if subject.standing is Standing.ANONYMOUS:
+        raise NotSignedIn
+    after = await _start(services, subject, request.headers.get("last-event-id"))
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(_told(services, subject, after), media_type="text/event-stream", headers=headers)
+
+
+async def _start(services: Services, subject: Subject, last: str | None) -> int:
+    try:
+        name = UUID(last) if last else None
+    except ValueError:
+        name = None
+    async with services.database.transaction() as connection:
+        found = await outbox.event_by_id(connection, subject.tenant, name) if name else None
+        return found.number if found else await outbox.last_number(connection)
+
+
+async def _told(services: Services, subject: Subject, after: int) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n: hello\n\n"
+    names = subjects_of(subject)
+    loop = asyncio.get_running_loop()
+    spoken = loop.time()
+    while True:
+        async with services.database.transaction() as connection:
+            found = await outbox.events_after(connection, subject.tenant, after, subjects=names, limit=_AT_ONCE)
+        for event in found:
+            view = event_view(event)
+            yield f"id: {view['id']}\nevent: {view['type']}\ndata: {json.dumps(view, separators=(',', ':'))}\n\n".encode()
+            after, spoken = event.number, loop.time()
+        if len(found) < _AT_ONCE:
+            await services.listener.changed()
+        if loop.time() - spoken > _QUIET_S:
+            yield b": still here\n\n"
+            spoken = loop.time()

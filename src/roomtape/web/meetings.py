@@ -1,0 +1,193 @@
+"""Meetings and their people: /api/v1/meetings."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+
+from roomtape.capture import control
+from roomtape.core.access import Role, Standing, Subject, Verb, authorise
+from roomtape.core.errors import Forbidden, NotFound
+from roomtape.core.lifecycle import Status
+from roomtape.db import access, ledger
+from roomtape.db.database import Connection
+from roomtape.db.rows import Meeting
+from roomtape.library import catalog
+from roomtape.library.doorkeeper import acting_for, meeting_for, named_user, subjects_of
+from roomtape.web.identity import Asker
+from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked
+from roomtape.web.services import Of
+
+router = APIRouter(prefix="/meetings", tags=["meetings"])
+
+Limit = Annotated[int, Query(ge=1, le=200)]
+Offset = Annotated[int, Query(ge=0, le=1_000_000)]
+View = dict[str, Any]
+
+WISHES = (
+    "title", "description", "layout", "audio_only", "format", "video_codec", "audio_codec", "bitrate", "max_duration_s", "strategy", "compose", "options",
+)  # fmt: skip
+
+
+async def view_of(connection: Connection, meeting: Meeting) -> View:
+    """A meeting with its people and its newest recording."""
+    people = await ledger.participants_of(connection, meeting.id)
+    return catalog.meeting_view(meeting, people, await ledger.newest_recording(connection, meeting.id))
+
+
+async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked) -> Meeting:
+    """A meeting, if the subject may make it: a token makes only a room that it names with the role HOST."""
+    asked_host = asked.host_id or asked.user_id
+    subject = acting_for(subject, asked_host)
+    authorise(subject, Verb.CREATE_MEETING)
+    if subject.by_token and subject.meetings.get(asked.room_code or "") is not Role.HOST and subject.standing is not Standing.ADMIN:
+        raise Forbidden("This token makes only rooms that it names with the role HOST.", code="room_not_named")
+    host = asked_host or subject.user_id
+    return await control.make_meeting(
+        connection,
+        subject.tenant,
+        asked.room_code,
+        host_id=host,
+        title=asked.title or "",
+        source=asked.source.value if asked.source else None,
+        metadata=asked.metadata,
+    )
+
+
+@router.post("", status_code=201)
+async def create_meeting(asked: MeetingAsked, services: Of, subject: Asker) -> View:
+    """Makes a meeting; the host (else the user who asks) becomes its HOST."""
+    async with services.database.transaction() as connection:
+        return await view_of(connection, await made_by(connection, subject, asked))
+
+
+@router.get("")
+async def list_meetings(services: Of, subject: Asker, limit: Limit = 50, offset: Offset = 0) -> View:
+    """The meetings one hosts or takes part in; an admin sees all."""
+    user = None if subject.standing is Standing.ADMIN else named_user(subject, None)
+    async with services.database.transaction() as connection:
+        found = await ledger.list_meetings(connection, subject.tenant, user_id=user, limit=limit, offset=offset)
+        total = await ledger.count_meetings(connection, subject.tenant, user_id=user)
+        views = [await view_of(connection, meeting) for meeting in found]
+    return {"meetings": views, **counted(total), "limit": limit, "offset": offset}
+
+
+def counted(total: int) -> View:
+    """`total` is exact to 10,000."""
+    return {"total": total} if total <= access.TOTAL_EXACT_TO else {"total_at_least": access.TOTAL_EXACT_TO}
+
+
+@router.get("/{meeting_id}")
+async def get_meeting(meeting_id: str, services: Of, subject: Asker) -> View:
+    """A meeting by its id or room code."""
+    async with services.database.transaction() as connection:
+        return await view_of(connection, await meeting_for(connection, subject, meeting_id, Verb.SEE_MEETING))
+
+
+@router.put("/{meeting_id}/metadata")
+async def put_metadata(meeting_id: str, metadata: Annotated[View, Body()], services: Of, subject: Asker) -> View:
+    """Replaces the meeting's free metadata."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.EDIT_MEETING)
+        return await view_of(connection, await ledger.set_metadata(connection, meeting.tenant_id, meeting.id, metadata))
+
+
+@router.put("/{meeting_id}/participants/{user_id}")
+async def put_participant(meeting_id: str, user_id: str, asked: ParticipantAsked, services: Of, subject: Asker) -> View:
+    """Joins or updates a participant."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.PUT_PARTICIPANT)
+        return catalog.person_view(await ledger.put_participant(connection, meeting.id, user_id, full_name=asked.full_name, role=asked.role.value))
+
+
+@router.delete("/{meeting_id}/participants/{user_id}")
+async def remove_participant(meeting_id: str, user_id: str, services: Of, subject: Asker) -> View:
+    """The participant left."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.PUT_PARTICIPANT)
+        return catalog.person_view(await ledger.leave_participant(connection, meeting.id, user_id))
+
+
+@router.post("/{meeting_id}/recording/start", status_code=201)
+async def start_meeting_recording(meeting_id: str, services: Of, subject: Asker, asked: RecordingAsked | None = None) -> View:
+    """Starts a recording of the meeting."""
+    asked = asked or RecordingAsked()
+    subject = acting_for(subject, asked.user_id)
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
+        return await started(connection, services, subject, meeting, asked)
+
+
+async def started(connection: Connection, services: Of, subject: Subject, meeting: Meeting, asked: RecordingAsked) -> View:
+    """A new recording as the contract shows it."""
+    owner = asked.user_id or meeting.host_id or named_user(subject, None)
+    wishes = {name: getattr(asked, name) for name in WISHES}
+    source = asked.source.value if asked.source else None
+    recording = await control.start(connection, meeting, owner_id=owner, source=source, default=services.settings.source, wishes=wishes)
+    return catalog.short_view(recording, meeting)
+
+
+async def _moved(meeting_id: str, services: Of, subject: Subject, target: Status) -> View:
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
+        newest = await ledger.open_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id)
+        if newest is None:
+            raise NotFound("This meeting has no recording.")
+        if target is Status.STOPPED:
+            return catalog.short_view(await control.stop(connection, newest, by=subject.user_id), meeting)
+        return catalog.short_view(await ledger.move(connection, newest.id, target, by=subject.user_id), meeting)
+
+
+@router.post("/{meeting_id}/recording/stop")
+async def stop_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
+    """Stops the recording; again: the same answer."""
+    return await _moved(meeting_id, services, subject, Status.STOPPED)
+
+
+@router.post("/{meeting_id}/recording/pause")
+async def pause_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
+    """Pauses the recording."""
+    return await _moved(meeting_id, services, subject, Status.PAUSED)
+
+
+@router.post("/{meeting_id}/recording/resume")
+async def resume_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
+    """Resumes a paused recording."""
+    return await _moved(meeting_id, services, subject, Status.RECORDING)
+
+
+@router.post("/{meeting_id}/recording/discard")
+async def discard_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
+    """Stops the recording and puts it into the trash."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
+        newest = await ledger.open_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id)
+        if newest is None:
+            raise NotFound("This meeting has no recording.")
+        await control.stop(connection, newest, by=subject.user_id)
+        return catalog.short_view(await ledger.soft_delete(connection, newest.id, by=subject.user_id), meeting)
+
+
+@router.get("/{meeting_id}/recording")
+async def get_live_recording(meeting_id: str, services: Of, subject: Asker) -> View:
+    """The open recording's live state."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.SEE_MEETING)
+        recording = await ledger.open_recording(connection, meeting.id)
+    if recording is None:
+        raise NotFound("This meeting is not being recorded.")
+    tape = await services.layouts.tape(recording)
+    return catalog.live_view(tape.recording, tape, datetime.now(UTC))
+
+
+@router.get("/{meeting_id}/recordings")
+async def list_meeting_recordings(
+    meeting_id: str, services: Of, subject: Asker, status: Annotated[list[Status] | None, Query()] = None, limit: Limit = 50, offset: Offset = 0
+) -> View:
+    """The meeting's recordings that one may view, the newest first."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, meeting_id, Verb.SEE_MEETING)
+        wanted = access.Wanted(meeting_id=meeting.id, statuses=tuple(status or ()))
+        found = await access.list_recordings(connection, subject.tenant, subjects_of(subject), wanted, limit=limit, offset=offset)
+        total = await access.count_recordings(connection, subject.tenant, subjects_of(subject), wanted)
+    return {"recordings": [catalog.short_view(recording, meeting) for recording in found], **counted(total), "limit": limit, "offset": offset}

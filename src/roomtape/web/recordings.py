@@ -1,0 +1,233 @@
+"""Recordings: /api/v1/recordings, but for their media (web/media.py)."""
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from roomtape.capture import control
+from roomtape.core.access import Subject, Verb
+from roomtape.core.errors import BadInput, NotFound
+from roomtape.core.lifecycle import Status
+from roomtape.core.model import StoredIn
+from roomtape.db import access, artifacts, chunks, ledger, outbox
+from roomtape.db.database import Connection
+from roomtape.db.rows import Meeting, Recording
+from roomtape.library import catalog
+from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
+from roomtape.web.identity import Asker
+from roomtape.web.meetings import Limit, View, counted, made_by, started
+from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
+from roomtape.web.services import Of, Services
+
+router = APIRouter(prefix="/recordings", tags=["recordings"])
+
+
+@router.post("/start", status_code=201)
+async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Asker) -> View:
+    """Starts a recording by room; the room is made if the caller may."""
+    room = asked.room_code or asked.room_id
+    if room is None:
+        raise BadInput("Name the room: room_code or roomId.", code="room_wanted")
+    subject = acting_for(subject, asked.user_id)
+    async with services.database.transaction() as connection:
+        if await ledger.find_meeting(connection, subject.tenant, room) is None:
+            await made_by(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id))
+        meeting = await meeting_for(connection, subject, room, Verb.RECORD)
+        return await started(connection, services, subject, meeting, asked)
+
+
+@router.post("/{recording_id}/stop", status_code=202)
+async def stop_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Stops a recording; what is there plays at once."""
+    async with services.database.transaction() as connection:
+        recording, meeting = await _for_hosts(connection, subject, recording_id)
+        return catalog.short_view(await control.stop(connection, recording, by=subject.user_id), meeting)
+
+
+async def _for_hosts(connection: Connection, subject: Subject, recording_id: UUID) -> tuple[Recording, Meeting]:
+    recording = await ledger.get_recording(connection, subject.tenant, recording_id)
+    if recording is None or recording.deleted_at is not None:
+        await recording_for(connection, subject, recording_id, Verb.VIEW)  # raises what a foreign or unknown id raises
+        raise NotFound
+    meeting = await meeting_for(connection, subject, recording.meeting_id, Verb.RECORD)
+    return recording, meeting
+
+
+@router.get("")
+async def list_recordings(
+    services: Of,
+    subject: Asker,
+    room_code: str | None = None,
+    room_id: str | None = None,
+    status: Annotated[str | None, Query(description="one state, or several as recording|stopped")] = None,
+    q: Annotated[str, Query(max_length=200)] = "",
+    limit: Limit = 50,
+    offset: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> View:
+    """What the caller may see, the newest first: by `cursor`, or by `offset` with a total."""
+    wanted = access.Wanted(meeting_id=_uuid(room_id), room_code=room_code or (room_id if _uuid(room_id) is None else None), statuses=_statuses(status), q=q)
+    return await page_of(services, subject, wanted, limit=limit, offset=offset, cursor=cursor)
+
+
+async def page_of(services: Services, subject: Subject, wanted: access.Wanted, *, limit: int, offset: int | None = None, cursor: str | None = None) -> View:
+    """One page of what the subject may see, with a total where an offset is asked for."""
+    names = subjects_of(subject)
+    async with services.database.transaction() as connection:
+        found = await access.list_recordings(
+            connection, subject.tenant, names, wanted, limit=limit + 1, offset=offset or 0, before=_cursor(cursor) if cursor else None
+        )
+        total = {} if offset is None else counted(await access.count_recordings(connection, subject.tenant, names, wanted))
+        views = [catalog.short_view(recording, await _meeting(connection, recording)) for recording in found[:limit]]
+    more = found[limit - 1] if len(found) > limit else None
+    return {"recordings": views, **total, "next_cursor": _to_cursor(more) if more else None}
+
+
+async def _meeting(connection: Connection, recording: Recording) -> Meeting:
+    meeting = await ledger.find_meeting(connection, recording.tenant_id, recording.meeting_id)
+    if meeting is None:
+        raise NotFound
+    return meeting
+
+
+def _uuid(text: str | None) -> UUID | None:
+    try:
+        return UUID(text) if text else None
+    except ValueError:
+        return None
+
+
+def _statuses(text: str | None) -> tuple[Status, ...]:
+    names = [name for name in (text or "").replace(",", "|").split("|") if name]
+    unknown = [name for name in names if name not in set(Status)]
+    if unknown:
+        raise BadInput(f"There is no status {unknown[0]!r}; there are {', '.join(Status)}.", code="unknown_status")
+    return tuple(Status(name) for name in names)
+
+
+def _to_cursor(last: Recording) -> str:
+    return base64.urlsafe_b64encode(f"{last.created_at.isoformat()} {last.id}".encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> tuple[datetime, UUID]:
+    try:
+        moment, _, name = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(" ")
+        return datetime.fromisoformat(moment), UUID(name)
+    except (ValueError, binascii.Error) as wrong:
+        raise BadInput("This cursor is not one of ours: take `next_cursor` as it is.", code="bad_cursor") from wrong
+
+
+@router.get("/{recording_id}")
+async def get_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Everything about a recording."""
+    return await whole(services, subject, recording_id)
+
+
+async def whole(services: Services, subject: Subject, recording_id: UUID, *, deleted: bool = False) -> View:
+    """Everything about a recording, measured from its media as it stands."""
+    async with services.database.transaction() as connection:
+        recording, meeting = await recording_for(connection, subject, recording_id, Verb.VIEW, deleted=deleted)
+        people = await ledger.participants_of(connection, meeting.id)
+        made = await artifacts.artifacts_of(connection, recording.id)
+        places = {chunk.stored_in for chunk in await chunks.chunks_of(connection, recording.id)}
+    tape = await services.layouts.tape(recording)
+    return catalog.whole_view(tape, meeting, people, made, sorted(places))
+
+
+@router.get("/{recording_id}/status")
+async def get_recording_status(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Where a recording stands, in short."""
+    async with services.database.transaction() as connection:
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
+        waiting = [chunk for chunk in await chunks.chunks_of(connection, recording.id) if chunk.stored_in == StoredIn.SPOOL]
+    return catalog.status_view(recording, len(waiting))
+
+
+@router.patch("/{recording_id}")
+async def patch_recording(recording_id: UUID, asked: RecordingPatch, services: Of, subject: Asker) -> View:
+    """Changes title, description, visibility, expires_at or legal_hold."""
+    said = {name: getattr(asked, name) for name in asked.model_fields_set}
+    said = {name: value for name, value in said.items() if value is not None or name == "expires_at"}
+    async with services.database.transaction() as connection:
+        verb = Verb.DELETE if said.keys() & {"legal_hold", "visibility", "expires_at"} else Verb.EDIT
+        recording, meeting = await recording_for(connection, subject, recording_id, verb)
+        if said:
+            recording = await ledger.set_fields(connection, recording.id, said)
+    return catalog.short_view(recording, meeting)
+
+
+@router.delete("/{recording_id}")
+async def delete_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Puts a recording into the trash; it is gone for good after ROOMTAPE_TRASH_DAYS."""
+    async with services.database.transaction() as connection:
+        recording, meeting = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
+        return catalog.short_view(await ledger.soft_delete(connection, recording.id, by=subject.user_id), meeting)
+
+
+@router.post("/{recording_id}/restore")
+async def restore_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Takes a recording out of the trash."""
+    async with services.database.transaction() as connection:
+        recording, meeting = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
+        return catalog.short_view(await ledger.restore(connection, recording.id), meeting)
+
+
+@router.get("/{recording_id}/participants")
+async def list_recording_participants(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """Who was in the meeting."""
+    async with services.database.transaction() as connection:
+        _, meeting = await recording_for(connection, subject, recording_id, Verb.VIEW)
+        return {"participants": [catalog.person_view(person) for person in await ledger.participants_of(connection, meeting.id)]}
+
+
+@router.get("/{recording_id}/tracks")
+async def list_tracks(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """The tracks, measured."""
+    async with services.database.transaction() as connection:
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
+    tape = await services.layouts.tape(recording)
+    return {"tracks": [catalog.track_view(track, tape.layouts[track.id]) for track in tape.tracks], "gaps": catalog.gaps_view(tape)}
+
+
+@router.get("/{recording_id}/timeline")
+async def get_timeline(recording_id: UUID, services: Of, subject: Asker) -> View:
+    """What happened to a recording, in order."""
+    async with services.database.transaction() as connection:
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
+        events = await outbox.events_of(connection, recording.id, limit=1_000_000)
+    tape = await services.layouts.tape(recording)
+    return {"events": [catalog.event_view(event) for event in events], "gaps": catalog.gaps_view(tape)}
+
+
+@router.get("/{recording_id}/segments")
+async def list_segments(recording_id: UUID, services: Of, subject: Asker, track_id: str | None = None) -> View:
+    """Every segment that was taken."""
+    async with services.database.transaction() as connection:
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
+        found = await chunks.chunks_of(connection, recording.id, track_id=track_id)
+    tape = await services.layouts.tape(recording)
+    return {"segments": [catalog.segment_view(chunk, tape.layouts.get(chunk.track_id)) for chunk in found]}
+
+
+@router.get("/{recording_id}/segments/{index}")
+async def get_segment(recording_id: UUID, index: int, services: Of, subject: Asker, track_id: str = "1") -> StreamingResponse:
+    """The very bytes that were taken."""
+    async with services.database.transaction() as connection:
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW_ORIGINALS)
+        chunk = await chunks.get_chunk(connection, recording.id, track_id, index) if 0 < index < 1 << 31 else None
+    if chunk is None:
+        raise NotFound
+    headers = {
+        "content-length": str(chunk.size_bytes),
+        "etag": f'"{chunk.sha256}"',
+        "content-disposition": f'attachment; filename="segment-{index}"',
+        "x-content-type-options": "nosniff",
+        "cache-control": "private, no-store",
+    }
+    body = services.store.read(chunk.key, where=StoredIn(chunk.stored_in))
+    return StreamingResponse(body, media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,214 @@
+"""Segmented upload: the browser's way in. Answers are camelCase, as its clients have them."""
+
+import time
+from collections.abc import AsyncIterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from roomtape.capture import control
+from roomtape.capture.segments import Said
+from roomtape.core.access import Subject, Verb, authorise
+from roomtape.core.errors import BadInput, Conflict, NotFound, TooLarge
+from roomtape.core.keys import user_part
+from roomtape.core.lifecycle import OPEN
+from roomtape.core.model import Source
+from roomtape.db import chunks, ledger
+from roomtape.db.database import Connection
+from roomtape.db.rows import Meeting, Recording
+from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, role_for_joining
+from roomtape.web.identity import Asker
+from roomtape.web.meetings import made_by
+from roomtape.web.schemas import CompleteAsked, MeetingAsked, SegmentAsked, StartSegmented
+from roomtape.web.services import Of, Services
+
+router = APIRouter(tags=["segmented upload"])
+
+View = dict[str, Any]
+_FORM_FIELDS = 24
+
+
+@router.get("/clock")
+async def get_clock() -> View:
+    """The server's clock: recorders measure their offset by it."""
+    return {"now_us": time.time_ns() // 1000}
+
+
+@router.post("/meetings/start-recording", status_code=201)
+async def start_segmented_recording(asked: StartSegmented, services: Of, subject: Asker) -> JSONResponse:
+    """Makes or finds the meeting and starts recording it; a second browser joins the open recording (200)."""
+    subject = acting_for(subject, asked.user_id)
+    user = named_user(subject, asked.user_id)
+    async with services.database.transaction() as connection:
+        meeting = await _meeting(connection, subject, asked, user)
+        recording, fresh = await _open(connection, services, subject, meeting, asked, user)
+        await role_for_joining(connection, subject, meeting, asked.participant_id)
+        what = {"participant_id": asked.participant_id or user, "kind": asked.kind, "source": asked.source, "mime_type": asked.mime_type}
+        track = await control.join(connection, recording, asked.track_id, **what)
+    body = {
+        "meetingId": str(meeting.id),
+        "recordingId": str(recording.id),
+        "trackId": track.id,
+        "prefix": f"{user_part(recording.owner_id)}/{meeting.id}/",
+        "state": recording.status.value,
+    }
+    return JSONResponse(body, status_code=201 if fresh else 200)
+
+
+async def _meeting(connection: Connection, subject: Subject, asked: StartSegmented, user: str) -> Meeting:
+    if asked.meeting_id is None or await ledger.find_meeting(connection, subject.tenant, asked.meeting_id) is None:
+        return await made_by(connection, subject, MeetingAsked(room_code=asked.meeting_id, title=asked.title, host_id=user))
+    return await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
+
+
+async def _open(connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: StartSegmented, user: str) -> tuple[Recording, bool]:
+    running = await ledger.open_recording(connection, meeting.id)
+    if running is not None:
+        return _joinable(running), False
+    authorise(subject, Verb.RECORD, await facts_of(connection, subject, meeting))
+    try:
+        async with connection.transaction():
+            made = await control.start(
+                connection, meeting, owner_id=user, source=Source.SEGMENTS, default=services.settings.source, wishes={"title": asked.title}
+            )
+    except Conflict as raced:
+        running = await ledger.open_recording(connection, meeting.id)
+        if raced.code != "already_recording" or running is None:
+            raise
+        return _joinable(running), False
+    return made, True
+
+
+def _joinable(running: Recording) -> Recording:
+    if running.source != Source.SEGMENTS:
+        raise Conflict("This meeting is being recorded from another source.", code="already_recording", recording_id=str(running.id))
+    return running
+
+
+@router.post(
+    "/meetings/upload-segment", status_code=201, openapi_extra={"requestBody": {"content": {"application/octet-stream": {}, "multipart/form-data": {}}}}
+)
+async def upload_segment(request: Request, services: Of, subject: Asker) -> JSONResponse:
+    """Takes one segment: the raw body with the names in the query, or a form with `file`."""
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise BadInput("The form has no `file`.", code="file_wanted")
+            fields = {name: value for name, value in form.items() if isinstance(value, str)}
+            asked = _asked({"mimeType": file.content_type, **fields} if "mimeType" not in fields and "mime_type" not in fields else fields)
+            return await _take(services, subject, asked, _pieces(file))
+    _too_large(request, services)
+    return await _take(services, subject, _asked(dict(request.query_params)), request.stream())
+
+
+def _too_large(request: Request, services: Services) -> None:
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > services.settings.max_segment_bytes:
+        limit = services.settings.max_segment_bytes
+        raise TooLarge(f"The segment is larger than the {limit} bytes that are taken here (ROOMTAPE_MAX_SEGMENT_BYTES).", limit_bytes=limit)
+
+
+def _asked(fields: Mapping[str, Any]) -> SegmentAsked:
+    try:
+        return SegmentAsked.model_validate(fields)
+    except ValidationError as wrong:
+        errors = [{"field": ".".join(map(str, error["loc"])), "message": error["msg"]} for error in wrong.errors()]
+        names = "; ".join(f"{error['field']}: {error['message']}" for error in errors[:5])
+        raise BadInput(f"The segment is not understood: {names}.", errors=errors) from None
+
+
+async def _pieces(file: UploadFile) -> AsyncIterable[bytes]:
+    while piece := await file.read(1 << 20):
+        yield piece
+
+
+async def _take(services: Services, subject: Subject, asked: SegmentAsked, body: AsyncIterable[bytes]) -> JSONResponse:
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
+        recording = await takeable(connection, meeting, asked.recording_id)
+        await _own_track(connection, subject, meeting, recording, asked.track_id, asked.participant_id)
+    said = Said(
+        track_id=asked.track_id,
+        index=asked.segment_index,
+        started_us=asked.started_at,
+        duration_ms=asked.duration_ms,
+        clock_offset_us=asked.clock_offset_us,
+        sha256=asked.sha256,
+        mime_type=asked.mime_type,
+        participant_id=asked.participant_id or subject.user_id,
+        kind=asked.kind,
+        source=asked.source,
+    )
+    chunk, fresh = await services.segments.take(recording, said, body)
+    view: View = {
+        "trackId": chunk.track_id,
+        "segmentIndex": chunk.index,
+        "sha256": chunk.sha256,
+        "sizeBytes": chunk.size_bytes,
+        "state": chunk.state.value,
+    }
+    if chunk.warning:
+        view["warnings"] = [{"code": chunk.warning.split("@")[0], "message": chunk.warning}]
+    return JSONResponse(view, status_code=201 if fresh else 200)
+
+
+async def takeable(connection: Connection, meeting: Meeting, recording_id: str | None) -> Recording:
+    """The recording that is named, else the newest one that complete-recording has not closed."""
+    if recording_id is None:
+        newest = await ledger.newest_takeable_recording(connection, meeting.id)
+        if newest is None:
+            raise Conflict("This meeting has no open recording: start one.", code="no_open_recording")
+        return newest
+    try:
+        found = await ledger.get_recording(connection, meeting.tenant_id, UUID(recording_id))
+    except ValueError:
+        found = None
+    if found is None or found.meeting_id != meeting.id or found.deleted_at is not None:
+        raise NotFound
+    return found
+
+
+async def _own_track(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str, participant_id: str | None) -> None:
+    track = next((track for track in await chunks.tracks_of(connection, recording.id) if track.id == track_id), None)
+    owner = track.participant_id if track is not None else None
+    await role_for_joining(connection, subject, meeting, owner or participant_id)
+    if owner is not None and participant_id is not None and owner != participant_id:
+        raise Conflict("This track belongs to another participant: take a trackId of your own.", code="track_taken")
+
+
+@router.post("/meetings/complete-recording", status_code=202)
+async def complete_recording(asked: CompleteAsked, services: Of, subject: Asker) -> View:
+    """Closes a track, or the whole recording, and has it processed; again: the same job."""
+    async with services.database.transaction() as connection:
+        meeting = await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
+        recording = await _to_complete(connection, meeting, asked.recording_id)
+        await _may_complete(connection, subject, meeting, recording, asked.track_id)
+        if recording.status in OPEN and asked.track_id is None:
+            recording = await control.stop(connection, recording, by=subject.user_id)
+    closing = control.Closing(asked.track_id, asked.last_segment_index, asked.last_segment_indexes or {}, asked.allow_gaps)
+    async with services.database.transaction() as connection:
+        done = await control.complete(connection, services.queue, recording, closing)
+    return {"jobId": done.job_id, "state": done.status.value}
+
+
+async def _to_complete(connection: Connection, meeting: Meeting, recording_id: str | None) -> Recording:
+    if recording_id is not None:
+        return await takeable(connection, meeting, recording_id)
+    newest = await ledger.newest_takeable_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id)
+    if newest is None:
+        raise Conflict("This meeting has no open recording: start one.", code="no_open_recording")
+    return newest
+
+
+async def _may_complete(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str | None) -> None:
+    if track_id is not None:
+        await _own_track(connection, subject, meeting, recording, track_id, None)
+        return
+    if subject.user_id is not None and subject.user_id == recording.owner_id:
+        return
+    authorise(subject, Verb.COMPLETE, await facts_of(connection, subject, meeting))

@@ -1,0 +1,119 @@
+"""The web application: all routers, pages, and what stands around every answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, FastAPI, Form, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from roomtape import __version__
+from roomtape.core.access import Standing, Subject
+from roomtape.core.errors import Forbidden, NotFound, NotSignedIn, RoomtapeError
+from roomtape.db import access
+from roomtape.web import events, idempotency, identity, media, meetings, pages, problems, recordings, segmented
+from roomtape.web.services import Of, Services
+
+log = structlog.get_logger()
+
+_PAGE = 50
+health = APIRouter(tags=["health"])
+
+
+@health.get("/healthz")
+async def get_health(services: Of) -> JSONResponse:
+    """Whether this process lives, and what troubles it."""
+    trouble = services.store.trouble
+    return JSONResponse({"status": "degraded" if trouble else "ok", "storage": trouble or "ok", "version": __version__})
+
+
+@health.get("/readyz")
+async def get_readiness(services: Of) -> JSONResponse:
+    """Whether requests can be answered: the database does."""
+    try:
+        await services.database.ping()
+    except RoomtapeError as wrong:
+        return problems.problem(503, wrong.code, wrong.message, retry_after_s=2)
+    return JSONResponse({"status": "ok"})
+
+
+sessions = APIRouter(include_in_schema=False)
+
+
+@sessions.post("/login")
+async def post_login(request: Request, services: Of, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/") -> Response:  # noqa: A002
+    """Uses a one-time link."""
+    target = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
+    response: Response = RedirectResponse(target, 303, headers=pages.HEADERS)
+    try:
+        await identity.sign_in(services, token.strip(), response, secure=request.url.scheme == "https")
+    except NotSignedIn as wrong:
+        return await pages.login_page(request, refused=wrong.message)
+    return response
+
+
+@sessions.post("/logout")
+async def post_logout(request: Request, services: Of, csrf_token: Annotated[str, Form()] = "") -> Response:
+    """Ends the session."""
+    session = await identity.session_of(request, services)
+    if session is not None and session.csrf != csrf_token:
+        raise Forbidden("The page is out of date: reload it and try again.", code="csrf")
+    response = RedirectResponse("/login", 303, headers=pages.HEADERS)
+    await identity.sign_out(request, services, response)
+    return response
+
+
+class Pages:
+    """What the pages ask for (pages.PageServices)."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def current_subject(self, request: Request) -> Subject | None:
+        session = await identity.session_of(request, self._services)
+        if session is None:
+            return None
+        return Subject(Standing.ADMIN if "admin" in session.roles else Standing.USER, session.user_id, session.tenant_id)
+
+    async def csrf_token(self, request: Request) -> str:
+        session = await identity.session_of(request, self._services)
+        return session.csrf if session else ""
+
+    async def library_rows(self, subject: Subject, cursor: str | None) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+        view = await recordings.page_of(self._services, subject, access.Wanted(), limit=_PAGE, cursor=cursor)
+        return view["recordings"], view["next_cursor"]
+
+    async def recording_view(self, subject: Subject, recording_id: str) -> Mapping[str, Any]:
+        try:
+            name = UUID(recording_id)
+        except ValueError as wrong:
+            raise NotFound from wrong
+        return await recordings.whole(self._services, subject, name, deleted=True)
+
+
+def site(services: Services) -> FastAPI:
+    """The application on these services."""
+    app = FastAPI(
+        title="Roomtape",
+        version=__version__,
+        description="One recording service for every meeting stack.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.services = services
+    app.state.pages = Pages(services)
+    problems.install(app)
+    app.add_middleware(idempotency.Idempotency)
+    api = APIRouter(prefix="/api/v1")
+    for router in (segmented.router, meetings.router, recordings.router, media.router, events.router):
+        api.include_router(router)
+    app.include_router(api)
+    app.include_router(media.router, prefix="/api/v1/p/{token}", include_in_schema=False)
+    app.include_router(health)
+    app.include_router(sessions)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static, name="static")
+    return app

@@ -1,0 +1,104 @@
+"""`roomtape work`: takes jobs from the queue, takes over those of dead workers, and looks now and then for what nobody asked for."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+import structlog
+from procrastinate import JobContext
+
+from roomtape.core.errors import RoomtapeError
+from roomtape.core.lifecycle import Status
+from roomtape.db import jobs, ledger
+from roomtape.db.jobs import TAKE_OVER_EVERY_S, Ticket
+from roomtape.library.janitor import Janitor
+from roomtape.pipeline import advance
+from roomtape.pipeline.advance import Bench
+from roomtape.pipeline.steps import move
+
+log = structlog.get_logger()
+
+CONCURRENCY = 2
+_RECONCILE_S = 15.0
+_SWEEP_S = 600.0
+_SPOOL_S = 2.0
+
+
+def register(bench: Bench) -> None:
+    """Puts our tasks onto the queue."""
+
+    @bench.queue.task(name=advance.TASK, pass_context=True)
+    async def task(context: JobContext, recording_id: str) -> None:
+        job = context.job
+        assert job is not None
+        assert job.id is not None
+        await advance.advance(bench, UUID(recording_id), Ticket(job.id, job.attempts))
+
+
+async def work(bench: Bench, janitor: Janitor) -> None:
+    """Works until it is cancelled."""
+    async with bench.queue.open_async(), asyncio.TaskGroup() as group:
+        group.create_task(_every(TAKE_OVER_EVERY_S, "take_over", lambda: take_over(bench)))
+        group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
+        group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(janitor)))
+        group.create_task(_jobs(bench))
+
+
+async def _jobs(bench: Bench) -> None:
+    """The queue's own loop; it ends when the database goes, and begins again when it is back."""
+    while True:
+        try:
+            await bench.queue.run_worker_async(concurrency=CONCURRENCY, wait=True, delete_jobs="successful")
+        except Exception:
+            log.exception("worker.interrupted")
+        await asyncio.sleep(1)
+
+
+async def _every(seconds: float, name: str, do: Callable[[], Awaitable[object]]) -> None:
+    """The worker's supervisor: what goes wrong in a round is said, and the next round comes."""
+    while True:
+        try:
+            await do()
+        except RoomtapeError as wrong:
+            log.warning("round.failed", round=name, code=wrong.code)
+        except Exception:
+            log.exception("round.failed", round=name)
+        await asyncio.sleep(seconds)
+
+
+async def take_over(bench: Bench) -> None:
+    """Jobs of workers that are silent go back to the queue."""
+    async with bench.database.transaction() as connection:
+        taken = await jobs.take_over(connection)
+    for job in taken:
+        log.warning("job.taken_over", job=job.job_id, outcome=job.outcome, attempts=job.attempts)
+
+
+async def reconcile(bench: Bench) -> None:
+    """Recordings that wait for the pipeline without a job: whatever lost it, they are asked for again. Polling is the truth."""
+    async with bench.database.transaction() as connection:
+        for recording in await ledger.running_recordings(connection, [Status.PROCESSING]):
+            await advance.ask(connection, bench.queue, recording)
+
+
+async def sweep(janitor: Janitor) -> None:
+    """The trash, expired secrets, and orphans."""
+    await janitor.sweep()
+    await janitor.collect_orphans()
+
+
+@contextlib.asynccontextmanager
+async def spool_mover(bench: Bench) -> AsyncIterator[None]:
+    """Sends what is in this machine's spool while the block runs; beside whatever takes segments here."""
+
+    async def rounds() -> None:
+        await _every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))
+
+    task = asyncio.create_task(rounds())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
