@@ -193,7 +193,7 @@ def _loaders() -> list[Path]:
 
 def system_libraries() -> tuple[Path, ...]:
     """Where a dynamically linked program finds its libraries; nothing below them is anyone's secret."""
-    return tuple(Path(name) for name in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/nix/store"))
+    return tuple(Path(name) for name in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store"))
 
 
 def _namespaces(job: Path, readable: tuple[Path, ...], writable: tuple[Path, ...], execute: Path | None) -> bool:
