@@ -1,12 +1,12 @@
 """From the camera to every way of playing: what the page recorded is read back picture by picture and beep by beep."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, Route
 
 from roomtape.testing import known
 
@@ -122,12 +122,16 @@ def check_shown(shown: list[known.Seen], recorded: Recorded, *, least: float) ->
     assert seen.jitter_s < 0.15
 
 
+def serve(body: str, content_type: str) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(body=body, content_type=content_type)
+
+
 def player(page: Page, scripts: dict[str, str], start: str) -> None:
     """A bare page on the same origin, so that only the player is tested and not our own page."""
     for name, source in scripts.items():
-        page.route(f"**/bare/{name}", lambda route, source=source: route.fulfill(body=source, content_type="text/javascript"))
+        page.route(f"**/bare/{name}", serve(source, "text/javascript"))
     tags = "".join(f'<script src="/bare/{name}"></script>' for name in scripts)
-    page.route("**/bare/page", lambda route: route.fulfill(body=f"<!doctype html><video muted></video>{tags}", content_type="text/html"))
+    page.route("**/bare/page", serve(f"<!doctype html><video muted></video>{tags}", "text/html"))
     page.goto("/bare/page")
     page.evaluate(start)
 

@@ -32,6 +32,8 @@ async (rate) => {
     video.requestVideoFrameCallback(next);
   };
   video.requestVideoFrameCallback(next);
+  window.ended = null;
+  video.addEventListener("ended", () => (window.ended ??= { ...window.state(), ended: true }), { once: true, capture: true });
   video.playbackRate = rate;
   await video.play();
   if (rate !== 1) return;
@@ -54,10 +56,13 @@ async () => {
 """
 STATE = """
 () => {
-  const video = document.querySelector("video");
-  const { totalVideoFrames } = video.getVideoPlaybackQuality();
-  return { at: video.currentTime, ended: video.ended, ready: video.readyState, frames: totalVideoFrames, trouble: window.trouble ?? [],
-           ranges: Array.from({ length: video.buffered.length }, (_, n) => [video.buffered.start(n), video.buffered.end(n)]) };
+  window.state ??= () => {
+    const video = document.querySelector("video");
+    const { totalVideoFrames } = video.getVideoPlaybackQuality();
+    return { at: video.currentTime, ended: video.ended, ready: video.readyState, frames: totalVideoFrames, trouble: window.trouble ?? [],
+             ranges: Array.from({ length: video.buffered.length }, (_, n) => [video.buffered.start(n), video.buffered.end(n)]) };
+  };
+  return window.ended ?? window.state(); // after its end a page may go on to another source
 }
 """
 

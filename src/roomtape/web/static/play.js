@@ -89,16 +89,16 @@ function tell({ behindS, endS, ended }) {
   $("go-live").hidden = !far;
 }
 
-/** Leaves the pieces for the file at the same place; the file can be sought through whole. */
+/** Leaves the pieces for the file at the same place, or at its beginning if it was seen to the end; the file can be sought through whole. */
 async function toFile() {
   if (shown !== "pieces" || running()) return;
   const url = file(await play());
   if (!url) return;
-  const at = video.currentTime;
+  const at = video.ended ? 0 : video.currentTime;
   feeder?.close();
   feeder = null;
   [shown, video.src] = [url, url];
-  video.currentTime = at;
+  if (at) video.currentTime = at;
   $("behind").textContent = "";
   $("go-live").hidden = true;
 }
