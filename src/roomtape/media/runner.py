@@ -62,7 +62,7 @@ def give(job: Path, name: str, source: Path) -> None:
 
 
 class Runner:
-    """The door to decoders. With `warm` children waiting, a job starts in 10 ms instead of 200; each child does one job and dies.
+    """The door to decoders. With `warm` children waiting, a job starts in some 30 ms instead of 200; each child does one job and dies.
 
     `ffmpeg`: another binary than the one that comes with the package. `layers`: see sandbox.LAYERS.
     """
