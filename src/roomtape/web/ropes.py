@@ -13,11 +13,13 @@ from roomtape.core.rope import Literal, Rope, Span, Woven, woven
 from roomtape.web.protocol import RopeProtocol
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_CONDITIONS = frozenset({b"range", b"if-range", b"if-none-match"})
+_OK, _PARTIAL, _NOT_MODIFIED, _UNSATISFIABLE = 200, 206, 304, 416
 _SMALL = 16 << 10  # below this, reading is cheaper than sendfile's bookkeeping
 
 
 class RopeResponse(Response):
-    """A rope as a body; one range at most (several are answered with the whole, as RFC 9110 allows)."""
+    """A rope as a body; one range at most (several are answered with the whole, as RFC 9110 allows). It may answer any number of requests."""
 
     def __init__(self, rope: Rope, store: Store, *, media_type: str, etag: str, headers: Mapping[str, str] | None = None) -> None:
         """`etag`: a strong validator of exactly these bytes, without quotes."""
@@ -25,36 +27,38 @@ class RopeResponse(Response):
         del self.headers["content-length"]
         self.rope = rope
         self.store = store
+        self.etag = f'"{etag}"'
         self.headers["accept-ranges"] = "bytes"
-        self.headers["etag"] = f'"{etag}"'
+        self.headers["etag"] = self.etag
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (the ASGI shape)
-        asked = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        start, stop = self._judge(asked)
-        self.headers["content-length"] = str(stop - start)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        lane = scope.get("state", {}).get("lane")
+        if lane is not None:
+            lane.keep(scope, self)
+        status, start, stop = self._judge(scope)
+        headers = [*self.raw_headers]
+        if status != _NOT_MODIFIED:
+            headers.append((b"content-length", b"%d" % (stop - start)))
+        if status == _PARTIAL:
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, self.rope.size)))
+        if status == _UNSATISFIABLE:
+            headers.append((b"content-range", b"bytes */%d" % self.rope.size))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         if scope["method"] != "HEAD":
             await self._body(scope, send, start, stop)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _judge(self, asked: Mapping[str, str]) -> tuple[int, int]:
-        etag = self.headers["etag"]
-        if etag in [tag.strip() for tag in asked.get("if-none-match", "").split(",")]:
-            self.status_code = 304
-            return 0, 0
-        if asked.get("if-range", etag) != etag or "range" not in asked:
-            return 0, self.rope.size
-        found = parse_range(asked["range"], self.rope.size)
+    def _judge(self, scope: Scope) -> tuple[int, int, int]:
+        """Status, and the bytes start ≤ n < stop that are sent."""
+        asked = {key: value.decode("latin-1") for key, value in scope["headers"] if key in _CONDITIONS}
+        if self.etag in [tag.strip() for tag in asked.get(b"if-none-match", "").split(",")]:
+            return _NOT_MODIFIED, 0, 0
+        if asked.get(b"if-range", self.etag) != self.etag or b"range" not in asked:
+            return _OK, 0, self.rope.size
+        found = parse_range(asked[b"range"], self.rope.size)
         if found is None:
-            return 0, self.rope.size
-        start, stop = found
-        if start >= stop:
-            self.status_code = 416
-            self.headers["content-range"] = f"bytes */{self.rope.size}"
-            return 0, 0
-        self.status_code = 206
-        self.headers["content-range"] = f"bytes {start}-{stop - 1}/{self.rope.size}"
-        return start, stop
+            return _OK, 0, self.rope.size
+        return (_PARTIAL, *found) if found[0] < found[1] else (_UNSATISFIABLE, 0, 0)
 
     async def _body(self, scope: Scope, send: Send, start: int, stop: int) -> None:
         connection = scope.get("state", {}).get("connection")

@@ -12,7 +12,7 @@ from roomtape import __version__
 from roomtape.core.access import Standing, Subject
 from roomtape.core.errors import Forbidden, NotFound, NotSignedIn, RoomtapeError
 from roomtape.db import access
-from roomtape.web import events, idempotency, identity, media, meetings, pages, problems, recordings, segmented
+from roomtape.web import events, idempotency, identity, lane, media, meetings, pages, problems, recordings, segmented
 from roomtape.web.services import Of, Services
 
 log = structlog.get_logger()
@@ -107,6 +107,7 @@ def site(services: Services) -> FastAPI:
     app.state.pages = Pages(services)
     problems.install(app)
     app.add_middleware(idempotency.Idempotency)
+    app.add_middleware(lane.FastLane)
     api = APIRouter(prefix="/api/v1")
     for router in (segmented.router, meetings.router, recordings.router, media.router, events.router):
         api.include_router(router)
