@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from uuid_utils.compat import uuid7
 
 from roomtape.capture.segments import Segments
-from roomtape.core.errors import BadInput
+from roomtape.core.errors import BadInput, NotFound
 from roomtape.core.keys import DEFAULT_TENANT
-from roomtape.db import jobs, people
+from roomtape.db import jobs, ledger, people
 from roomtape.db.database import Database
 from roomtape.db.outbox import Listener
 from roomtape.library.catalog import when
+from roomtape.library.export import export as write_folder
 from roomtape.library.janitor import Janitor
 from roomtape.media.runner import Runner
 from roomtape.pipeline.advance import Bench
@@ -196,6 +197,23 @@ async def _opened(settings: Settings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+async def export(settings: Settings, recording_id: str, folder: Path) -> dict[str, Any]:
+    """Writes a recording out as a folder. NotFound for an unknown id."""
+    try:
+        name = UUID(recording_id)
+    except ValueError as wrong:
+        raise NotFound(f"{recording_id!r} is no id of a recording.") from wrong
+    store = _store(settings)
+    async with _opened(settings) as database, AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        async with database.transaction() as connection:
+            recording = await ledger.get_recording(connection, DEFAULT_TENANT, name)
+        if recording is None or recording.deleted_at is not None:
+            raise NotFound(f"There is no recording {recording_id}.")
+        tape = await Layouts(database, wait_s=settings.live_wait_s, now_us=now_us).tape(recording)
+        return await write_folder(database, store, tape, folder)
 
 
 async def create_key(settings: Settings, name: str, role: str, user: str | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def up(host: Host = None, port: Port = None, data: Data = None, *, as_json: Json
     supervisor.prepare(settings.data)
     sock = supervisor.listen(settings.host, settings.port)
     database = EmbeddedPostgres(settings.data / "database") if settings.database_url is None else None
-    whole = supervisor.Supervisor({}, sock)
+    whole = supervisor.Supervisor({}, sock, database)
     supervisor.on_signals(whole)
     try:
         if database is not None:
@@ -65,7 +65,7 @@ def _environment(settings: Settings, database: EmbeddedPostgres | None) -> dict[
     if database is not None:
         said["ROOMTAPE_DATABASE_URL"] = database.url()
     if settings.storage_url is None:
-        said["ROOMTAPE_STORAGE_URL"] = f"file://{settings.data / 'store'}"
+        said["ROOMTAPE_STORAGE_URL"] = (settings.data / "store").as_uri()
     return {**os.environ, **said}
 
 
@@ -129,6 +129,23 @@ def login(user: Annotated[str, typer.Option(help="User id to sign in as")] = "ad
     token = _run(parts.login_link(settings, user))
     link = _link(settings, parts.running_port(settings), token)
     _say({"url": link}, link, as_json=as_json)
+
+
+@cli.command()
+def export(
+    recording: Annotated[str, typer.Argument(help="The recording's id")],
+    path: Annotated[Path, typer.Argument(help="A folder to be made")],
+    data: Data = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """A recording as a folder: manifest.json, chunks, artifacts."""
+    settings = load(data=data)
+    settings = settings.model_copy(update={"data": settings.data.expanduser().absolute()})
+    if settings.storage_url is None:
+        settings = settings.model_copy(update={"storage_url": (settings.data / "store").as_uri()})
+    manifest = _run(parts.export(_beside(settings), recording, path))
+    _say({"path": str(path), "chunks": len(manifest["chunks"]), "artifacts": manifest["artifacts"]}, f"Exported to {path}.", as_json=as_json)
 
 
 @keys_cli.command("create")
