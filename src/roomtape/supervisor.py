@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from roomtape.core.errors import Refused
+from roomtape.db.embedded import EmbeddedPostgres
 
 log = structlog.get_logger()
 
@@ -69,8 +70,11 @@ class Supervisor:
 
     environment: Mapping[str, str]
     sock: socket.socket
+    database: EmbeddedPostgres | None = None
     parts: dict[str, Part] = field(default_factory=dict)
     ending: bool = False
+    database_falls: int = 0
+    database_due: float = 0.0
 
     def start(self) -> None:
         """All parts, in order."""
@@ -107,6 +111,7 @@ class Supervisor:
     def tend(self) -> None:
         """Looks at each part once and restarts what fell, after a pause that grows."""
         now = time.monotonic()
+        self._tend_database(now)
         for part in self.parts.values():
             code = part.process.poll()
             if code is None or self.ending:
@@ -120,6 +125,20 @@ class Supervisor:
                 log.warning("part.fell", part=part.name, code=code)
             elif now >= part.due:
                 part.process, part.started, part.due = self._spawn(part.name), now, 0.0
+
+    def _tend_database(self, now: float) -> None:
+        """A database that was killed starts again under its old address; one that cannot (a full disk) is tried again, for as long as it takes."""
+        if self.database is None or self.ending or self.database.pid is not None or now < self.database_due:
+            return
+        log.warning("database.fell", falls=self.database_falls + 1)
+        self.database_due = now + _BACKOFF_S[min(self.database_falls, len(_BACKOFF_S) - 1)]
+        self.database_falls += 1
+        try:
+            self.database.revive()
+        except Refused as wrong:
+            log.warning("database.down", why=wrong.message)
+        else:
+            self.database_falls = 0
 
     def run(self) -> None:
         """Until somebody says stop."""

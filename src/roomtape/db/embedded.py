@@ -88,21 +88,43 @@ class EmbeddedPostgres:
             self.stop()
             raise
 
+    def revive(self) -> None:
+        """Starts a server that died (SIGKILL, a panic, out of memory) again, as `start` does but with the same URL; nothing while it runs.
+
+        When it fails, the folder stays ours: try again later.
+        """
+        if self.pid is not None or self._lock is None:
+            return
+        try:
+            self._heal()
+            self._clear_sockets(self._sockets)
+            self._launch_server()
+        except OSError as exc:
+            self._halt()
+            raise self._cannot_write(exc) from exc
+        except Refused:
+            self._halt()
+            raise
+
     def stop(self) -> None:
         """Ends PostgreSQL: fast, and at once if that takes longer than 15 s. Never raises; a second call does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            for what, patience_s in ((signal.SIGINT, _FAST_STOP_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
-                if process.poll() is not None:
-                    break
-                process.send_signal(what)
-                try:
-                    process.wait(patience_s)
-                except subprocess.TimeoutExpired:
-                    continue
+        self._halt()
         if self._sockets != self.folder / "socket":
             shutil.rmtree(self._sockets, ignore_errors=True)
         self._give_up_lock()
+
+    def _halt(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for what, patience_s in ((signal.SIGINT, _FAST_STOP_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
+            if process.poll() is not None:
+                return
+            process.send_signal(what)
+            try:
+                process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
 
     def url(self, database: str = DATABASE) -> str:
         """The connection URL; it holds the password, so it is never logged."""
@@ -177,9 +199,12 @@ class EmbeddedPostgres:
                 raise Refused(f"The path {chosen} is too long for a socket: set TMPDIR to a shorter one, or --data to a shorter folder.")
         chosen.mkdir(exist_ok=True)
         self._own(chosen)
-        for stale in chosen.glob(_SOCKET_NAME + "*"):
-            stale.unlink()
+        self._clear_sockets(chosen)
         return chosen
+
+    def _clear_sockets(self, folder: Path) -> None:
+        for stale in folder.glob(_SOCKET_NAME + "*"):
+            stale.unlink()
 
     def _initialise(self) -> None:
         """Runs initdb beside, then a rename: a kill in the middle leaves nothing that looks like a database."""
