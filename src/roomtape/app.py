@@ -150,7 +150,7 @@ async def work(settings: Settings) -> None:
     """A worker, until SIGTERM."""
     async with _bench(settings) as bench:
         register(bench)
-        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days)))
+        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s))
 
 
 async def record(settings: Settings) -> None:

@@ -11,8 +11,9 @@ from procrastinate import JobContext
 from roomtape.core.errors import RoomtapeError
 from roomtape.core.lifecycle import Status
 from roomtape.db import jobs, ledger
-from roomtape.db.jobs import TAKE_OVER_EVERY_S, Ticket
+from roomtape.db.jobs import Ticket
 from roomtape.library.janitor import Janitor
+from roomtape.media.runner import sweep_jobs
 from roomtape.pipeline import advance
 from roomtape.pipeline.advance import Bench
 from roomtape.pipeline.steps import move
@@ -23,6 +24,7 @@ CONCURRENCY = 2
 _RECONCILE_S = 15.0
 _SWEEP_S = 600.0
 _SPOOL_S = 2.0
+_DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 
 
 def register(bench: Bench) -> None:
@@ -36,12 +38,12 @@ def register(bench: Bench) -> None:
         await advance.advance(bench, UUID(recording_id), Ticket(job.id, job.attempts))
 
 
-async def work(bench: Bench, janitor: Janitor) -> None:
+async def work(bench: Bench, janitor: Janitor, heartbeat_s: float) -> None:
     """Works until it is cancelled."""
     async with bench.queue.open_async(), asyncio.TaskGroup() as group:
-        group.create_task(_every(TAKE_OVER_EVERY_S, "take_over", lambda: take_over(bench)))
+        group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s * _DEAD_BEATS)))
         group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
-        group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(janitor)))
+        group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))
         group.create_task(_jobs(bench))
 
 
@@ -67,10 +69,10 @@ async def _every(seconds: float, name: str, do: Callable[[], Awaitable[object]])
         await asyncio.sleep(seconds)
 
 
-async def take_over(bench: Bench) -> None:
+async def take_over(bench: Bench, stalled_after_s: float) -> None:
     """Jobs of workers that are silent go back to the queue."""
     async with bench.database.transaction() as connection:
-        taken = await jobs.take_over(connection)
+        taken = await jobs.take_over(connection, stalled_after_s=stalled_after_s)
     for job in taken:
         log.warning("job.taken_over", job=job.job_id, outcome=job.outcome, attempts=job.attempts)
 
@@ -82,23 +84,23 @@ async def reconcile(bench: Bench) -> None:
             await advance.ask(connection, bench.queue, recording)
 
 
-async def sweep(janitor: Janitor) -> None:
-    """The trash, expired secrets, and orphans."""
+async def sweep(bench: Bench, janitor: Janitor) -> None:
+    """What killed jobs have left here, the trash, expired secrets, and orphans."""
+    await asyncio.to_thread(sweep_jobs, bench.work)
     await janitor.sweep()
     await janitor.collect_orphans()
 
 
 @contextlib.asynccontextmanager
 async def spool_mover(bench: Bench) -> AsyncIterator[None]:
-    """Sends what is in this machine's spool while the block runs; beside whatever takes segments here."""
-
-    async def rounds() -> None:
-        await _every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))
-
-    task = asyncio.create_task(rounds())
+    """Sends what is in this machine's spool while the block runs, and removes what killed uploads have left; beside whatever takes segments here."""
+    tasks = [
+        asyncio.create_task(_every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))),
+        asyncio.create_task(_every(_SWEEP_S, "temporary", bench.store.sweep)),
+    ]
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterator
@@ -25,6 +27,7 @@ from roomtape.media.sniff import DECODERS, DEMUXERS
 
 _SOURCE: Final = str(Path(__file__).parents[2])  # the child runs the very code of its parent, installed or not
 _PIECE, _TAIL_SIZE = 1 << 16, 8 << 10
+_JOB, _YOUNG_S = "job-", 10
 _SIGNALLED = 255  # ffmpeg took a signal and tidied up; the CPU limit is the only one that sends it one it can take
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.%-]*)*")
 # Inputs that are ours, not a stranger's: generated sources, and raw streams whose form we state. Everything else must be one of the nine.
@@ -44,13 +47,32 @@ class Limits:
 
 @contextlib.contextmanager
 def job_folder(base: Path) -> Iterator[Path]:
-    """A folder for one job, 0700, with the only place inside that the job may write to: `out`. Gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=base)).resolve()
+    """A folder for one job, 0700, with the only place inside that the job may write to: `out`. Gone afterwards; its lock says that its owner lives."""
+    folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=base)).resolve()
+    living = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(living, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (folder / "out").mkdir(mode=0o700)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(living)
+
+
+def sweep_jobs(base: Path) -> int:
+    """Removes the folders that killed processes have left; returns how many. The lock tells, not a process id."""
+    swept = 0
+    for folder in base.glob(f"{_JOB}*"):
+        with contextlib.suppress(OSError):  # gone, or locked by its living owner
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if time.time() - os.fstat(held).st_mtime >= _YOUNG_S:  # a younger one may not be locked yet
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                    swept += 1
+            finally:
+                os.close(held)
+    return swept
 
 
 def give(job: Path, name: str, source: Path) -> None:

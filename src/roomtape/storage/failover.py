@@ -139,6 +139,10 @@ class SpooledStore:
         """Room on the disk that takes uploads, for the low-water mark."""
         return self._disk.free_bytes()
 
+    async def sweep(self) -> int:
+        """Removes what killed processes have left half written on the disk that takes uploads; returns how many files."""
+        return await asyncio.to_thread(self._disk.folder.sweep)
+
     async def close(self) -> None:
         """Closes both."""
         await self.primary.close()
