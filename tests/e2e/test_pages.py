@@ -35,7 +35,8 @@ def test_a_login_link_is_not_used_up_by_looking_at_it_but_works_once(browser: Br
     context = browser.new_context()
     page = context.new_page()
     page.goto(roomtape.login)  # `signed_in` has used it already
-    page.keyboard.press("Enter")  # the button has the focus
+    expect(page.get_by_role("button", name="Sign in")).to_be_focused()
+    page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("used")
     context.close()
 

@@ -87,7 +87,7 @@ def assert_whole(frames: list[known.Seen], sounds: list[known.Seen], recorded: R
     seen, heard = known.judge(frames, recorded.numbers), known.judge(within(sounds), recorded.seconds, rate=1)
     assert (seen.missing, seen.doubled, seen.disordered, seen.unreadable) == ((), (), (), 0)
     assert (heard.missing, heard.doubled, heard.disordered, heard.unreadable) == ((), (), (), 0)
-    assert heard.jitter_s < 0.02
+    assert known.judge(sounds[1:-1], rate=1).jitter_s < 0.02  # the first and the last may have lost their beginning
     assert seen.jitter_s < 0.1  # the fake camera is late when the machine is busy; the times are its own
 
 
@@ -115,8 +115,7 @@ def test_who_watches_live_sees_and_hears_all_of_it(recorded: Recorded) -> None:
 def check_shown(shown: list[known.Seen], recorded: Recorded, *, least: float) -> None:
     """What was on the screen: a page may skip a picture when the machine is busy, but never shows a wrong one, or one out of order."""
     seen = known.judge(shown, recorded.numbers)
-    assert (seen.disordered, seen.unreadable) == ((), 0)
-    assert not seen.doubled
+    assert (seen.disordered, seen.doubled, seen.unreadable) == ((), (), 0), shown
     assert not {number for _, number in shown} - set(recorded.numbers)
     assert len(shown) >= least * len(recorded.numbers)
     assert seen.jitter_s < 0.15
@@ -163,9 +162,9 @@ def test_hls_js_plays_every_picture(recorded: Recorded, signed_in: BrowserContex
         hls.attachMedia(document.querySelector("video"));
     }}"""
     player(page, {"hls.js": hls_js}, start)
-    state = play_to_the_end(page, rate=1.5)
+    state = play_to_the_end(page, rate=2)
     assert_played_whole(state, recorded)
-    check_shown(pictures(page), recorded, least=0.6)
+    check_shown(pictures(page), recorded, least=0.5)
     page.close()
 
 
@@ -178,7 +177,7 @@ def test_the_pieces_play_through_media_source(recorded: Recorded, signed_in: Bro
         feeder.run();
     }}"""
     player(page, {}, start)
-    state = play_to_the_end(page, rate=1.5)
+    state = play_to_the_end(page, rate=2)
     assert_played_whole(state, recorded)
-    check_shown(pictures(page), recorded, least=0.6)
+    check_shown(pictures(page), recorded, least=0.5)
     page.close()

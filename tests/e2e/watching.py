@@ -24,6 +24,7 @@ async (rate) => {
   window.trouble = [];
   video.addEventListener("error", () => window.trouble.push(video.error?.message ?? "error"));
   const next = (_, { mediaTime }) => {
+    if (window.ended) return; // what a page shows after the end is another source
     pencil.drawImage(video, 0, 0, 40, 32);
     const { data } = pencil.getImageData(0, 0, 40, 32);
     let luma = "";

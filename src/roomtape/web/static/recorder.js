@@ -58,11 +58,21 @@ export class PictureClock {
 
   constructor(video) {
     const next = (_, { captureTime }) => {
-      if (captureTime) this.#taken.push(performance.timeOrigin + captureTime);
+      if (captureTime) this.#add(performance.timeOrigin + captureTime);
       if (this.#taken.length > 400) this.#taken.splice(0, 200);
       video.requestVideoFrameCallback(next);
     };
     video.requestVideoFrameCallback?.(next);
+  }
+
+  /** A busy page is not told of every picture: those between stand at even distances. */
+  #add(time) {
+    const last = this.#taken.at(-1) ?? time;
+    const recent = this.#taken.slice(-16);
+    const every = recent.slice(1).map((one, n) => one - recent[n]).sort((a, b) => a - b)[recent.length >> 1];
+    const steps = Math.round((time - last) / every);
+    if (steps > 1 && steps < 8) for (let n = 1; n < steps; n += 1) this.#taken.push(last + ((time - last) * n) / steps);
+    this.#taken.push(time);
   }
 
   /** The first picture taken at or after a moment; null: not known. */
