@@ -80,7 +80,7 @@ def chained(sound: Sound, count: int, *, jitter: int, seed: int) -> tuple[list[b
 def mended(old: list[bytes], new: list[bytes], old_size: int, nominal: int) -> dict[str, Any]:
     packets = {"old": [b64encode(packet).decode() for packet in old], "new": [b64encode(packet).decode() for packet in new]}
     offset_us = round((nominal - old_size) / 0.048)
-    return mend.mend({"channels": 2, "packet_us": 60_000, "offset_us": offset_us, **packets}, io.BufferedReader(io.BytesIO()))
+    return mend.mend({"channels": 2, "packet_us": 60_000, "offset_us": offset_us, **packets})
 
 
 def dips(chain: list[bytes], joins: list[Join]) -> Iterator[tuple[Join, float]]:
@@ -159,7 +159,8 @@ async def test_the_child_answers_with_packets_that_fill_the_hole(tmp_path: Path)
     true_us = round((85_000 - len(old) * PACKET) / 0.048)
     async with Runner() as runner:
         with job_folder(tmp_path) as job:
-            made = await door.mend(runner, job, file=7, channels=2, packet_us=60_000, offset_us=true_us + 300, old=old[-9:], new=new)
+            (made,) = await door.mend(runner, job, [door.Overlap(7, 2, 60_000, true_us + 300, old[-9:], new)])
+    assert made is not None
     _, hole_us = cut_sound(-made.offset_us, 60_000)
     assert made.file == 7
     assert abs(made.offset_us - true_us) <= 21
@@ -172,5 +173,6 @@ async def test_a_join_on_the_grid_needs_no_packet(tmp_path: Path) -> None:
     old, new = encoded(sound[: 40 * PACKET]), encoded(sound[36 * PACKET : 60 * PACKET])
     async with Runner() as runner:
         with job_folder(tmp_path) as job:
-            made = await door.mend(runner, job, file=2, channels=2, packet_us=60_000, offset_us=-240_000, old=old[-9:], new=new)
+            (made,) = await door.mend(runner, job, [door.Overlap(2, 2, 60_000, -240_000, old[-9:], new)])
+    assert made is not None
     assert (made.offset_us, made.packets) == (-240_000, ())

@@ -28,7 +28,7 @@ def _level(_args: dict[str, Any], _feed: BufferedReader) -> dict[str, Any]:
     return {}
 
 
-TASKS: dict[str, Task] = {"level": _level, "probe": probe.probe, "verify": probe.verify, "watch": watch.watch, "mend": mend.mend}
+TASKS: dict[str, Task] = {"level": _level, "probe": probe.probe, "verify": probe.verify, "watch": watch.watch, "mend": mend.mend_all}
 
 
 def main() -> None:

@@ -72,6 +72,18 @@ class Elementary:
     rate: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """An off-grid join (layout.Join): `old` to the older file's last packet, `new` from the newer's first, `offset_us` by the clocks."""
+
+    file: int
+    channels: int
+    packet_us: int
+    offset_us: int
+    old: Sequence[bytes]
+    new: Sequence[bytes]
+
+
 async def probe(runner: Runner, job: Path, file: str, *, feed: AsyncIterable[bytes] | None = None, limits: Limits | None = None) -> Seen:
     """Counts what a file of the job's folder (or `feed`) really holds, by demuxing the whole."""
     return _shaped(Seen, await runner.run("probe", job, {"file": file}, limits=limits, feed=feed))
@@ -100,18 +112,27 @@ async def watch(runner: Runner, job: Path, *, files: Sequence[str] = (), streams
     return _shaped(Heard, {"pictures": pictures, "sounds": answer.get("sounds")})
 
 
-async def mend(runner: Runner, job: Path, *, file: int, channels: int, packet_us: int, offset_us: int, old: Sequence[bytes], new: Sequence[bytes]) -> Mend:
-    """Makes the packets of an off-grid join (layout.Join): `old` to the older file's last packet, `new` from the newer's first, `offset_us` by the clocks."""
-    args = {
-        "channels": channels,
-        "packet_us": packet_us,
-        "offset_us": offset_us,
-        "old": [b64encode(packet).decode() for packet in old],
-        "new": [b64encode(packet).decode() for packet in new],
-    }
-    answer = await runner.run("mend", job, args)
-    packets = tuple(_bytes(packet) for packet in _shaped(list[str], answer.get("packets")))
-    return Mend(file, _shaped(int, answer.get("offset_us")), packets)
+async def mend(runner: Runner, job: Path, overlaps: Sequence[Overlap]) -> list[Mend | None]:
+    """Makes the packets of off-grid joins, all in one child: it starts in the time in which it mends a dozen. None: that one cannot be mended."""
+    wire = [
+        {
+            "channels": one.channels,
+            "packet_us": one.packet_us,
+            "offset_us": one.offset_us,
+            "old": [b64encode(packet).decode() for packet in one.old],
+            "new": [b64encode(packet).decode() for packet in one.new],
+        }
+        for one in overlaps
+    ]
+    answer = await runner.run("mend", job, {"joins": wire})
+    found = _shaped(list[dict[str, Any] | None], answer.get("mends"))
+    if len(found) != len(overlaps):
+        raise MediaCrashed("The decoder's answer makes no sense.")
+    return [None if one is None else Mend(asked.file, _shaped(int, one.get("offset_us")), _packets(one)) for asked, one in zip(overlaps, found, strict=True)]
+
+
+def _packets(answer: dict[str, Any]) -> tuple[bytes, ...]:
+    return tuple(_bytes(packet) for packet in _shaped(list[str], answer.get("packets")))
 
 
 def _shaped(shape: type[Shape], value: object) -> Shape:

@@ -87,9 +87,9 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
 
 
 def joins_wanted(facts: TrackFacts, taken: Sequence[Taken]) -> tuple[Join, ...]:
-    """The joins off the packet grid that none of facts.mends mends yet, with all that a child needs to do so."""
+    """The joins off the packet grid for which there is no mend yet, with all that a child needs to do so. A mend that does not fit is not asked for again."""
     track = rows.gather(sorted(taken, key=lambda one: one.index))
-    return tuple(_joins(_stand(replace(facts, closed=True), track), _chunks(track)))
+    return tuple(_joins(_stand(replace(facts, closed=True), track), _chunks(track), frozenset(mend.file for mend in facts.mends)))
 
 
 def _begin(facts: TrackFacts) -> int:
@@ -299,12 +299,12 @@ def _undecodable(standing: _Standing) -> list[tuple[int, int]]:
     return found
 
 
-def _joins(standing: _Standing, chunks: Chunks) -> list[Join]:
+def _joins(standing: _Standing, chunks: Chunks, mended: frozenset[int]) -> list[Join]:
     track, sound = standing.track, standing.sound
     first, stop = sound.edges(track.files)
     found = []
     for number, spot in enumerate(standing.spots):
-        if not spot or not spot.off_grid:
+        if not spot or not spot.off_grid or track.segments[track.heads[number]][0].index in mended:
             continue
         before = next(n for n in range(number - 1, -1, -1) if stop[n] > first[n])
         new, old = slice(int(first[number]), int(stop[number])), slice(int(first[before]), int(stop[before]))

@@ -52,7 +52,18 @@ class Run(NamedTuple):
     fed: int
 
 
-def mend(args: dict[str, Any], _feed: BufferedReader) -> dict[str, Any]:
+def mend_all(args: dict[str, Any], _feed: BufferedReader) -> dict[str, Any]:
+    """args: {"joins": [what `mend` takes]}. Answer: {"mends": [what it answers, or null where a decoder gave up]}."""
+    found: list[dict[str, Any] | None] = []
+    for join in args["joins"]:
+        try:
+            found.append(mend(join))
+        except (MediaRefused, av.error.FFmpegError):
+            found.append(None)
+    return {"mends": found}
+
+
+def mend(args: dict[str, Any]) -> dict[str, Any]:
     """args: {"channels", "packet_us", "offset_us", "old": [base64], "new": [base64]}, as media.layout.Join has them.
 
     `old`: the older file's packets from some before the join to its very last, `new`: the newer file's from its very first. `offset_us`: where `new`

@@ -27,7 +27,7 @@ from roomtape.tapes.whole import Ropes
 log = structlog.get_logger()
 
 TASK = "advance"
-_ROUNDS = 50  # each round does a step; more means that a step does not do what the plan thinks
+_ROUNDS = 500  # each round does a step; more means that a step does not do what the plan thinks
 _FAILURES = {
     "no_media": "Nothing was recorded: no segment arrived before the recording was completed.",
     "unreadable": "Segments arrived, but none of them holds media that can be read. They can still be downloaded as they came.",

@@ -87,16 +87,21 @@ def picture(number: int, pix_fmt: str = "yuv420p") -> av.VideoFrame:
 
 
 def write_beeps(path: Path, seconds: int, *, first: int = 0) -> Path:
-    """A microphone's file (WAV, 48 kHz mono): at each full second n a beep that says `first + n`. ValueError: more seconds than fit."""
-    if first < 0 or first + seconds > SECONDS:
-        raise ValueError(f"seconds go from 0 to {SECONDS - 1}")
-    sound = np.concatenate([_second(first + at) for at in range(seconds)])
+    """A microphone's file (WAV, 48 kHz mono): see `beeps`."""
+    sound = beeps(seconds, first=first)
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(RATE_HZ)
         out.writeframes((sound * 32767).astype("<i2").tobytes())
     return path
+
+
+def beeps(seconds: int, *, first: int = 0) -> NDArray[np.float64]:
+    """Samples at 48 kHz: at each full second n a beep that says `first + n`. ValueError: more seconds than fit."""
+    if first < 0 or first + seconds > SECONDS:
+        raise ValueError(f"seconds go from 0 to {SECONDS - 1}")
+    return np.concatenate([_second(first + at) for at in range(seconds)])
 
 
 def _second(number: int) -> NDArray[np.float64]:
