@@ -105,7 +105,7 @@ async def test_stop_after_the_end_gives_the_same_answer_and_pause_is_refused(dat
         for target in (Status.PAUSED, Status.RECORDING, Status.FAILED):
             with pytest.raises(Conflict) as refused:
                 await ledger.move(connection, recording.id, target)
-            assert refused.value.facts["status"] == "completed"
+            assert refused.value.facts["state"] == "completed"
         with pytest.raises(NotFound):
             await ledger.move(connection, uuid7(), Status.STOPPED)
 

@@ -104,7 +104,7 @@ class Segments:
         if found is None and now is None:
             raise NotFound
         if found is None and now is not None and (now.status not in TAKING or now.complete_requested_at is not None):
-            raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", status=now.status.value)
+            raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", state=now.status.value)
         return found
 
     async def _commit(self, new: NewChunk, said: Said, data: mmap.mmap, head: Indexed | None) -> tuple[Chunk, bool]:
@@ -135,14 +135,18 @@ class Segments:
         return await off_loop(len(data), index_cut, data, before.carry)
 
     async def _judge_clock(self, connection: Connection, track: Track, said: Said) -> Track:
-        """A track's clock is judged by its first segment: measured, believed, or known by its arrival only."""
-        if said.started_us is None or track.clock != ClockTrust.NONE or await chunks.last_index(connection, track.recording_id, track.id):
+        """A track's clock is judged by the first segment that says when it was: measured, believed, or known by the track's first arrival only.
+
+        Of byte cuts only the one with the header says so, and it may come last.
+        """
+        if said.started_us is None or track.clock != ClockTrust.NONE:
             return track
         shift_us, trust = 0, ClockTrust.MEASURED
         if said.clock_offset_us is None:
             trust = ClockTrust.CLIENT
             ended_us = said.started_us + round((said.duration_ms or 0) * 1000)
-            late_us = self._now_us() - ended_us
+            first = await chunks.first_arrival(connection, track.recording_id, track.id)
+            late_us = (self._now_us() if first is None else round(first.timestamp() * 1e6)) - ended_us
             if abs(late_us) > BELIEVED_US:
                 shift_us = late_us
                 await _warn(

@@ -1,6 +1,7 @@
 """All SQL about tracks and chunks: what is on the tape, in which order it was committed, and what is missing."""
 
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -116,7 +117,7 @@ async def commit_chunk(connection: Connection, new: NewChunk) -> tuple[Chunk, bo
             raise Conflict("Another segment has this index.", code="segment_differs", sha256=there.sha256)
         return there, False
     if held.status not in TAKING or held.complete_requested_at is not None:
-        raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", status=str(held.status))
+        raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", state=str(held.status))
     made = found(await one(connection, Chunk, _INSERT_CHUNK, **{name: getattr(new, name) for name in _NEW}))
     query = "UPDATE recordings SET bytes = bytes + %s, last_byte_at = now(), started_at = coalesce(started_at, now()) WHERE id = %s"
     await connection.execute(query, [new.size_bytes, new.recording_id])
@@ -222,6 +223,17 @@ async def last_index(connection: Connection, recording_id: UUID, track_id: str) 
     """The highest index that is there, 0 for none."""
     query = "SELECT coalesce(max(index), 0) FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s"
     return int(await scalar(connection, query, recording_id=recording_id, track_id=track_id))
+
+
+async def first_arrival(connection: Connection, recording_id: UUID, track_id: str) -> datetime | None:
+    """When the first of a track's segments came; None while there is none."""
+    found: datetime | None = await scalar(
+        connection,
+        "SELECT min(arrived_at) FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s",
+        recording_id=recording_id,
+        track_id=track_id,
+    )
+    return found
 
 
 async def put_mend(connection: Connection, recording_id: UUID, mend: Mend) -> None:

@@ -219,13 +219,13 @@ async def move(
 ) -> Recording:
     """Moves a recording to `target` with its time stamp, `fields` (columns) and its event; repeating gives the same answer and writes nothing.
 
-    Stopping what is past being stopped is such a repetition. Raises NotFound, and Conflict `not_possible` with `status`.
+    Stopping what is past being stopped is such a repetition. Raises NotFound, and Conflict `not_possible` with `state`.
     """
     held = await lock_recording(connection, recording_id)
     if held.status is target or (target in {Status.STOPPED, Status.PROCESSING} and held.status not in sources_of(target) and held.status not in OPEN):
         return held
     if held.status not in sources_of(target):
-        raise Conflict(f"A recording that is {held.status} cannot become {target}.", code="not_possible", status=str(held.status))
+        raise Conflict(f"A recording that is {held.status} cannot become {target}.", code="not_possible", state=str(held.status))
     values = {**_columns(fields or {}), "status": str(target)}
     stamp = _STAMPS.get(target)
     query = sql.SQL("UPDATE recordings SET {} WHERE id = {} AND status = {} RETURNING *").format(
@@ -278,7 +278,7 @@ async def soft_delete(connection: Connection, recording_id: UUID, *, by: str | N
     if held.legal_hold:
         raise Conflict("The recording is under legal hold.", code="legal_hold")
     if held.status in OPEN:
-        raise Conflict("The recording is still running: stop it first.", code="still_recording", status=str(held.status))
+        raise Conflict("The recording is still running: stop it first.", code="still_recording", state=str(held.status))
     deleted = found(await one(connection, Recording, "UPDATE recordings SET deleted_at = now() WHERE id = %(id)s RETURNING *", id=recording_id))
     return replace(deleted, event_seq=await write_event(connection, recording_id, "recording.deleted", {"by": by}))
 
@@ -307,6 +307,13 @@ async def running_recordings(connection: Connection, statuses: Sequence[Status],
     """Recordings of all tenants in these states, the longest silent first: for health, reconciliation and the planner."""
     query = "SELECT * FROM recordings WHERE status = ANY(%(statuses)s) AND deleted_at IS NULL ORDER BY last_byte_at NULLS FIRST LIMIT %(limit)s"
     return await many(connection, Recording, query, statuses=[str(status) for status in statuses], limit=limit)
+
+
+async def count_by_status(connection: Connection) -> dict[str, int]:
+    """How many recordings of all tenants are in each state, the trash left out."""
+    cursor = await connection.execute("SELECT status, count(*) FROM recordings WHERE deleted_at IS NULL GROUP BY status")
+    found = {status: int(count) for status, count in await cursor.fetchall()}
+    return {status.value: found.get(status.value, 0) for status in Status}
 
 
 async def _keep_pauses(connection: Connection, recording_id: UUID, target: Status, by: str | None) -> None:

@@ -9,19 +9,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from roomtape.core.errors import BadInput, NotSignedIn, RoomtapeError
+from roomtape.core.access import Standing
+from roomtape.core.errors import BadInput, NotFound, NotSignedIn, RoomtapeError, TooLarge
+from roomtape.web.identity import subject_of
 
 log = structlog.get_logger()
 
 
-def problem(status: int, code: str, detail: str, *, retry_after_s: int | None = None, **facts: Any) -> JSONResponse:
+def problem(status: int, code: str, detail: str, /, *, retry_after_s: int | None = None, **facts: Any) -> JSONResponse:
     """One problem document; 429, 503 and 507 always say when to come back."""
     headers = {}
     if status in {429, 503, 507}:
         headers["retry-after"] = str(retry_after_s or 5)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail, **facts}
+    body = {**facts, "type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
     return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
@@ -32,25 +34,34 @@ async def _ours(_: Request, wrong: Exception) -> JSONResponse:
     return problem(wrong.status, wrong.code, wrong.message, retry_after_s=wrong.retry_after_s, **wrong.facts)
 
 
-async def _invalid(_: Request, wrong: Exception) -> JSONResponse:
+async def _invalid(request: Request, wrong: Exception) -> JSONResponse:
     assert isinstance(wrong, RequestValidationError)
     if any(error["loc"] and error["loc"][0] == "path" for error in wrong.errors()):
-        return problem(404, "not_found", "There is no such thing, or you may not see it.")  # a malformed id answers as an unknown one
+        return await _unknown(request)
     fields = [{"field": ".".join(str(part) for part in error["loc"][1:]), "message": error["msg"]} for error in wrong.errors()]
     names = "; ".join(f"{field['field'] or 'body'}: {field['message']}" for field in fields[:5])
     return problem(422, BadInput.default_code, f"The request is not understood: {names}.", errors=fields)
 
 
+async def _unknown(request: Request) -> JSONResponse:
+    """A malformed id answers as an unknown one does: 404, and 401 to nobody."""
+    try:
+        subject = await subject_of(request, request.app.state.services)
+    except RoomtapeError as wrong:
+        return await _ours(request, wrong)
+    return await _ours(request, NotSignedIn() if subject.standing is Standing.ANONYMOUS else NotFound())
+
+
 async def _plain(_: Request, wrong: Exception) -> JSONResponse:
     assert isinstance(wrong, HTTPException)
-    codes = {401: NotSignedIn.default_code, 404: "not_found", 405: "method_not_allowed"}
+    codes = {400: "bad_request", 404: NotFound.default_code, 405: "method_not_allowed", 413: TooLarge.default_code}
     sentences = {404: "There is no such page or route.", 405: "This route does not take this method."}
     return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))
 
 
 async def _unforeseen(request: Request, wrong: Exception) -> JSONResponse:
     """An error nobody foresaw is logged whole and answered without its insides."""
-    log.error("request.crashed", method=request.method, exc_info=wrong)
+    log.error("request.crashed", method=request.method, request=request.scope.get("request_id"), exc_info=wrong)
     return problem(500, "internal", "Something went wrong on our side; it was logged. Nothing was acknowledged: try again.")
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from roomtape.capture import control
 from roomtape.core.access import Subject, Verb
-from roomtape.core.errors import BadInput, NotFound
+from roomtape.core.errors import BadInput, Conflict, NotFound
 from roomtape.core.lifecycle import Status
 from roomtape.core.model import StoredIn
 from roomtape.db import access, artifacts, chunks, ledger, outbox
@@ -21,10 +21,11 @@ from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import Limit, View, counted, made_by, started
+from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
 from roomtape.web.services import Of, Services
 
-router = APIRouter(prefix="/recordings", tags=["recordings"])
+router = APIRouter(prefix="/recordings", tags=["recordings"], route_class=Route)
 
 
 @router.post("/start", status_code=201)
@@ -36,9 +37,17 @@ async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Ask
     subject = acting_for(subject, asked.user_id)
     async with services.database.transaction() as connection:
         if await ledger.find_meeting(connection, subject.tenant, room) is None:
-            await made_by(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id))
+            await _make(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id))
         meeting = await meeting_for(connection, subject, room, Verb.RECORD)
         return await started(connection, services, subject, meeting, asked)
+
+
+async def _make(connection: Connection, subject: Subject, room: MeetingAsked) -> None:
+    try:
+        await made_by(connection, subject, room)
+    except Conflict as raced:  # two ask for a new room at once
+        if raced.code != "room_code_taken":
+            raise
 
 
 @router.post("/{recording_id}/stop", status_code=202)

@@ -23,10 +23,11 @@ from roomtape.db.rows import Meeting, Recording
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, role_for_joining
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by
+from roomtape.web.route import Route
 from roomtape.web.schemas import CompleteAsked, MeetingAsked, SegmentAsked, StartSegmented
 from roomtape.web.services import Of, Services
 
-router = APIRouter(tags=["segmented upload"])
+router = APIRouter(tags=["segmented upload"], route_class=Route)
 
 View = dict[str, Any]
 _FORM_FIELDS = 24
@@ -61,7 +62,11 @@ async def start_segmented_recording(asked: StartSegmented, services: Of, subject
 
 async def _meeting(connection: Connection, subject: Subject, asked: StartSegmented, user: str) -> Meeting:
     if asked.meeting_id is None or await ledger.find_meeting(connection, subject.tenant, asked.meeting_id) is None:
-        return await made_by(connection, subject, MeetingAsked(room_code=asked.meeting_id, title=asked.title, host_id=user))
+        try:
+            return await made_by(connection, subject, MeetingAsked(room_code=asked.meeting_id, title=asked.title, host_id=user))
+        except Conflict as raced:  # two browsers come first
+            if asked.meeting_id is None or raced.code != "room_code_taken":
+                raise
     return await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
 
 
