@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from roomtape.db.outbox import Listener
 from roomtape.library.catalog import when
 from roomtape.library.export import export as write_folder
 from roomtape.library.janitor import Janitor
+from roomtape.media.refusal import MediaError
 from roomtape.media.runner import Runner
 from roomtape.pipeline.advance import Bench
 from roomtape.recorder import Watch
@@ -140,10 +142,19 @@ def _application(settings: Settings) -> FastAPI:
             await stack.enter_async_context(queue.open_async())
             await stack.enter_async_context(listener.listening())
             await stack.enter_async_context(spool_mover(bench))
+            app.state.sandbox = await _level(bench.runner)
             yield
 
     app.router.lifespan_context = lifespan
     return app
+
+
+async def _level(runner: Runner) -> dict[str, Any] | None:
+    """How decoders are locked in here, for /healthz; None: not at all, and media is refused."""
+    try:
+        return asdict(await runner.level())
+    except MediaError:
+        return None
 
 
 async def work(settings: Settings) -> None:

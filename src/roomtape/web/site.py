@@ -6,37 +6,18 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, FastAPI, Form, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 
 from roomtape import __version__
 from roomtape.core.access import Standing, Subject
-from roomtape.core.errors import Forbidden, NotFound, NotSignedIn, RoomtapeError
+from roomtape.core.errors import Forbidden, NotFound, NotSignedIn
 from roomtape.db import access
-from roomtape.web import events, idempotency, identity, lane, media, meetings, pages, problems, recordings, segmented
+from roomtape.web import envelope, events, idempotency, identity, lane, media, meetings, operations, pages, problems, recordings, segmented
 from roomtape.web.services import Of, Services
 
 log = structlog.get_logger()
 
 _PAGE = 50
-health = APIRouter(tags=["health"])
-
-
-@health.get("/healthz")
-async def get_health(services: Of) -> JSONResponse:
-    """Whether this process lives, and what troubles it."""
-    trouble = services.store.trouble
-    return JSONResponse({"status": "degraded" if trouble else "ok", "storage": trouble or "ok", "version": __version__})
-
-
-@health.get("/readyz")
-async def get_readiness(services: Of) -> JSONResponse:
-    """Whether requests can be answered: the database does."""
-    try:
-        await services.database.ping()
-    except RoomtapeError as wrong:
-        return problems.problem(503, wrong.code, wrong.message, retry_after_s=2)
-    return JSONResponse({"status": "ok"})
-
 
 sessions = APIRouter(include_in_schema=False)
 
@@ -108,12 +89,14 @@ def site(services: Services) -> FastAPI:
     problems.install(app)
     app.add_middleware(idempotency.Idempotency)
     app.add_middleware(lane.FastLane)
+    app.add_middleware(envelope.Envelope)
+    app.add_middleware(operations.Measured)
     api = APIRouter(prefix="/api/v1")
     for router in (segmented.router, meetings.router, recordings.router, media.router, events.router):
         api.include_router(router)
     app.include_router(api)
     app.include_router(media.router, prefix="/api/v1/p/{token}", include_in_schema=False)
-    app.include_router(health)
+    app.include_router(operations.router)
     app.include_router(sessions)
     app.include_router(pages.router)
     app.mount("/static", pages.static, name="static")
