@@ -1,0 +1,202 @@
+"""Roomtape with its parts apart, each a process that can be killed, traced and started again without the others."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from pydantic import SecretStr
+
+from roomtape import app, supervisor
+from roomtape.db import schema
+from roomtape.db.embedded import EmbeddedPostgres
+from roomtape.settings import load
+
+T = TypeVar("T")
+PARTS = ("serve", "work", "record")
+HEARTBEAT_S = 1.0  # so that the work of a dead worker is taken over in seconds
+_READY_S = 60.0
+_TICK_S = 0.02
+
+
+def until(condition: Callable[[], T], what: str, patience_s: float = 60.0) -> T:
+    """Waits for a condition; returns what made it true."""
+    deadline = time.monotonic() + patience_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(_TICK_S)
+    return found
+
+
+@dataclass(slots=True)
+class Stage:
+    """The folder, the database and the parts. Everything is tended from the main thread, to which the kernel ties the children's lives."""
+
+    folder: Path
+    more: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    wanted: set[str] = field(default_factory=set)
+    pids: set[int] = field(default_factory=set)
+    falls: dict[str, int] = field(default_factory=dict)
+    postgres: EmbeddedPostgres = field(init=False)
+    sock_fd: int = -1
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self.postgres = EmbeddedPostgres(self.folder / "database")
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return self.postgres.url()
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "data" / "work"
+
+    def environment(self) -> dict[str, str]:
+        said = {
+            "ROOMTAPE_DATA": str(self.folder / "data"),
+            "ROOMTAPE_DATABASE_URL": self.url,
+            "ROOMTAPE_STORAGE_URL": self.store.as_uri(),
+            "ROOMTAPE_RESERVE_BYTES": "0",
+            "ROOMTAPE_HEARTBEAT_S": str(HEARTBEAT_S),
+        }
+        return {**os.environ, **said, **self.more}
+
+    def start(self, parts: tuple[str, ...] = PARTS) -> None:
+        self.postgres.start()
+        schema.migrate(self.url)
+        sock = supervisor.listen("127.0.0.1", 0)
+        self.port, self.sock_fd = sock.getsockname()[1], sock.detach()
+        for name in parts:
+            self.spawn(name)
+        self.ready()
+
+    def spawn(self, name: str) -> None:
+        """Starts a part; the log of all its lives is one file."""
+        more = ["--fd", str(self.sock_fd)] if name == "serve" else []
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.parts[name] = subprocess.Popen(
+                [sys.executable, "-m", "roomtape", name, *more],
+                env=self.environment(),
+                pass_fds=[self.sock_fd] if more else [],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.wanted.add(name)
+        self.pids.add(self.parts[name].pid)
+
+    def ready(self) -> None:
+        """Until the API says that it can answer requests."""
+
+        def answers() -> bool:
+            try:
+                return httpx2.get(f"{self.base}/readyz", timeout=10).status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        until(answers, f"the API did not come up; see {self.folder}/serve.log", _READY_S)
+
+    def key(self) -> str:
+        """An API key of an administrator."""
+        settings = load(data=self.folder / "data", database_url=SecretStr(self.url), storage_url=self.store.as_uri())
+        made: str = asyncio.run(app.create_key(settings, "crash", "admin", None))["key"]
+        return made
+
+    def tend(self) -> None:
+        """What `up` does all the time, without its pauses: starts again what fell."""
+        if self.postgres.pid is None:
+            self.falls["postgres"] = self.falls.get("postgres", 0) + 1
+            self.postgres.revive()
+        for name in sorted(self.wanted):
+            if self.parts[name].poll() is not None:
+                self.falls[name] = self.falls.get(name, 0) + 1
+                self.spawn(name)
+
+    def during(self, act: Callable[[], T], watch: Callable[[], None] = lambda: None) -> T:
+        """What `act` returns, which runs beside while the stage is tended."""
+        with ThreadPoolExecutor(1) as beside:
+            future = beside.submit(act)
+            while not future.done():
+                watch()
+                self.tend()
+                time.sleep(_TICK_S)
+            return future.result()
+
+    def victims(self, name: str) -> list[int]:
+        """The processes of a part: its own and its children; of PostgreSQL the postmaster and all it has forked."""
+        top = self.postgres.pid if name == "postgres" else self.parts[name].pid
+        return [] if top is None else [top, *_below(top)]
+
+    def end(self) -> None:
+        """Ends all, whatever state it is in; what hangs is killed."""
+        self.wanted.clear()
+        for part in self.parts.values():
+            if part.poll() is None:
+                part.terminate()
+        for part in self.parts.values():
+            try:
+                part.wait(20)
+            except subprocess.TimeoutExpired:
+                part.kill()
+                part.wait()
+        self.postgres.stop()
+        if self.sock_fd >= 0:
+            os.close(self.sock_fd)
+            self.sock_fd = -1
+
+
+def _below(top: int) -> list[int]:
+    """The living descendants of a process, by /proc."""
+    found, todo = [], [top]
+    while todo:
+        pid = todo.pop()
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                born = [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+            found += born
+            todo += born
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL for processes that this stage has started."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+@contextmanager
+def staged(parts: tuple[str, ...] = PARTS, **more: str) -> Iterator[Stage]:
+    """A stage in a folder of its own, which goes with it. PostgreSQL's user has to be able to pass through the folder."""
+    with tempfile.TemporaryDirectory(prefix="roomtape-crash-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        stage = Stage(Path(name), more)
+        try:
+            stage.start(parts)
+            yield stage
+        finally:
+            stage.end()
