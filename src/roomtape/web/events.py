@@ -14,9 +14,10 @@ from roomtape.db import outbox
 from roomtape.library.catalog import event_view
 from roomtape.library.doorkeeper import subjects_of
 from roomtape.web.identity import Asker
+from roomtape.web.route import Route
 from roomtape.web.services import Of, Services
 
-router = APIRouter(tags=["events"])
+router = APIRouter(tags=["events"], route_class=Route)
 
 _QUIET_S = 15.0  # a comment this often keeps proxies from closing, and notices who has gone
 _AT_ONCE = 200

@@ -20,10 +20,11 @@ from roomtape.library.doorkeeper import facts_of, recording_for
 from roomtape.tapes.layouts import Tape
 from roomtape.web.identity import Asker, subject_of
 from roomtape.web.ropes import RopeResponse
+from roomtape.web.route import Route
 from roomtape.web.schemas import PlaybackAsked
 from roomtape.web.services import Of, Services
 
-router = APIRouter(prefix="/recordings/{recording_id}", tags=["playback"])
+router = APIRouter(prefix="/recordings/{recording_id}", tags=["playback"], route_class=Route)
 
 TrackQuery = Annotated[str | None, Query(max_length=64)]
 _PLAYLIST = "application/vnd.apple.mpegurl"

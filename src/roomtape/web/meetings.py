@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Path, Query, Request, Response
+from pydantic import BeforeValidator
 
 from roomtape.capture import control
 from roomtape.core.access import Role, Standing, Subject, Verb, authorise
@@ -15,14 +16,17 @@ from roomtape.db.rows import Meeting
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, named_user, subjects_of
 from roomtape.web.identity import Asker
-from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked
+from roomtape.web.route import Route
+from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked, kept
 from roomtape.web.services import Of
 
-router = APIRouter(prefix="/meetings", tags=["meetings"])
+router = APIRouter(prefix="/meetings", tags=["meetings"], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 Offset = Annotated[int, Query(ge=0, le=1_000_000)]
 View = dict[str, Any]
+Free = Annotated[View, Body(), BeforeValidator(kept)]
+UserId = Annotated[str, Path(min_length=1, max_length=200)]
 
 WISHES = (
     "title", "description", "layout", "audio_only", "format", "video_codec", "audio_codec", "bitrate", "max_duration_s", "strategy", "compose", "options",
@@ -85,7 +89,7 @@ async def get_meeting(meeting_id: str, services: Of, subject: Asker) -> View:
 
 
 @router.put("/{meeting_id}/metadata")
-async def put_metadata(meeting_id: str, metadata: Annotated[View, Body()], services: Of, subject: Asker) -> View:
+async def put_metadata(meeting_id: str, metadata: Free, services: Of, subject: Asker) -> View:
     """Replaces the meeting's free metadata."""
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.EDIT_MEETING)
