@@ -108,7 +108,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _serve(running: Roomtape) -> int:
-    return next(pid for pid in _children(running.process.pid) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(pid for pid in _children(running.process.pid) if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def _export(temporary: Path, folder: Path, running: Roomtape, recording: str) -> Result:
