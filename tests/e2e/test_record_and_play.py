@@ -18,30 +18,48 @@ SECONDS = 30
 pytestmark = pytest.mark.timeout(240)
 
 
+Times = dict[int, list[float]]  # a number: where it stands in the recording, by each piece that holds it
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """A finished recording, what its raw pieces truly hold, and what a second page saw and heard of it while it ran."""
 
     id: str
     path: str
-    numbers: tuple[int, ...]
-    seconds: tuple[int, ...]
+    numbers: Times
+    seconds: Times
     live_pictures: list[known.Seen]
     live_beeps: list[known.Seen]
     live_state: dict[str, object]
     playback: dict[str, str | None]
 
 
-def raw_pieces(context: BrowserContext, path: str, folder: Path) -> list[Path]:
-    """The very bytes that were taken, checked against their digests."""
+def raw_pieces(context: BrowserContext, path: str, folder: Path) -> list[tuple[float, Path]]:
+    """The very bytes that were taken, checked against their digests, each with its place in the recording."""
     pieces = []
     for said in context.request.get(f"{path}/segments").json()["segments"]:
         body = context.request.get(f"{path}/segments/{said['index']}?track_id={said['track_id']}").body()
         assert hashlib.sha256(body).hexdigest() == said["sha256"]
         piece = folder / f"{said['index']:04}.webm"
         piece.write_bytes(body)
-        pieces.append(piece)
+        pieces.append((said["start_s"], piece))
     return pieces
+
+
+def stated(pieces: list[tuple[float, Path]], read: Callable[[Path], list[known.Seen]]) -> Times:
+    """What the pieces hold: the camera and the microphone are late when the machine is busy, so their own times are the measure."""
+    times: Times = {}
+    for start_s, piece in pieces:
+        for at, number in read(piece):
+            if number != known.UNREADABLE:
+                times.setdefault(number, []).append(start_s + at)
+    return dict(sorted(times.items()))
+
+
+def stray_s(seen: list[known.Seen], truth: Times) -> float:
+    """The farthest that something stands from where a piece has it."""
+    return max(min(abs(at - time) for time in truth[number]) for at, number in seen if number in truth)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +84,8 @@ def recorded(signed_in: BrowserContext, tmp_path_factory: pytest.TempPathFactory
     yield Recorded(
         id=name,
         path=path,
-        numbers=tuple(sorted({number for piece in pieces for _, number in known.read_frame_numbers(piece)} - {known.UNREADABLE})),
-        seconds=tuple(sorted({second for piece in pieces for _, second in known.read_beeps(piece)} - {known.UNREADABLE})),
+        numbers=stated(pieces, known.read_frame_numbers),
+        seconds=stated(pieces, known.read_beeps),
         live_pictures=pictures(viewer),
         live_beeps=beeps(viewer, folder),
         live_state=viewer.evaluate(STATE),
@@ -79,7 +97,7 @@ def recorded(signed_in: BrowserContext, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_pieces_overlap_so_nothing_is_lost_between_them(recorded: Recorded) -> None:
     assert len(recorded.numbers) >= (SECONDS - 1) * known.FPS * 0.97, "the camera itself lost more than a busy machine explains"
-    assert recorded.seconds == tuple(range(recorded.seconds[0], recorded.seconds[-1] + 1))
+    assert list(recorded.seconds) == list(range(min(recorded.seconds), max(recorded.seconds) + 1))
     assert len(recorded.seconds) >= SECONDS - 1
 
 
@@ -88,8 +106,8 @@ def assert_whole(frames: list[known.Seen], sounds: list[known.Seen], recorded: R
     seen, heard = known.judge(frames, recorded.numbers), known.judge(within(sounds), recorded.seconds, rate=1)
     assert (seen.missing, seen.doubled, seen.disordered, seen.unreadable) == ((), (), (), 0)
     assert (heard.missing, heard.doubled, heard.disordered, heard.unreadable) == ((), (), (), 0)
-    assert known.judge(sounds[1:-1], rate=1).jitter_s < 0.05  # the first and the last may have lost their beginning; idle: 0.01
-    assert seen.jitter_s < 0.1  # the fake camera is late when the machine is busy; the times are its own
+    assert stray_s(sounds, recorded.seconds) < 0.1  # a busy fake microphone loses 10 ms now and then, and sound is moved back towards the clock slowly
+    assert stray_s(frames, recorded.numbers) < 0.03
 
 
 def test_the_download_holds_every_picture_and_beep_once(recorded: Recorded, signed_in: BrowserContext, tmp_path: Path) -> None:
@@ -122,7 +140,7 @@ def check_shown(shown: list[known.Seen], recorded: Recorded, *, least: float) ->
     assert (seen.disordered, seen.unreadable) == ((), 0)  # a picture read twice is the reader's lateness; the decoder's count tells real doubles
     assert not {number for _, number in shown} - set(recorded.numbers)
     assert len(shown) >= least * len(recorded.numbers)
-    assert seen.jitter_s < 0.15
+    assert stray_s(shown, recorded.numbers) < 0.2  # the reader may be some pictures late
 
 
 def serve(body: str, content_type: str) -> Callable[[Route], None]:
