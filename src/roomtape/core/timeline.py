@@ -1,7 +1,7 @@
 """Where the files of a track stand on the recording's clock: stated starts jitter and clocks drift, so neither they nor summed durations decide alone."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from roomtape.core.model import Gap
@@ -79,8 +79,8 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chain:
-    """What stands so far."""
+class Chain:
+    """What stands so far: all that the place of the next file hangs on."""
 
     file: FileFacts
     zero_us: int
@@ -95,19 +95,21 @@ class _Chain:
 
 def place(files: Sequence[FileFacts], mends: Mapping[int, Mend], *, begin_us: int) -> list[Spot]:
     """A spot for each file, in order of index. `begin_us`: where the first file stands if nobody stated its start."""
-    spots: list[Spot] = []
-    chain: _Chain | None = None
+    return [spot for spot, _ in follow(files, mends, None, begin_us=begin_us)]
+
+
+def follow(files: Iterable[FileFacts], mends: Mapping[int, Mend], chain: Chain | None, *, begin_us: int) -> Iterator[tuple[Spot, Chain | None]]:
+    """As `place`, for the files that follow on `chain`: for each its spot and what stands before it."""
     for file in files:
         spot, shift = _spot(file, chain, mends.get(file.index), begin_us)
-        spots.append(spot)
+        yield spot, chain
         if not file.late:
             end = spot.zero_us + file.end_us
             base = chain.base_us if chain else spot.zero_us
-            chain = _Chain(file, spot.zero_us, base, max(end, chain.end_us) if chain else end, shift)
-    return spots
+            chain = Chain(file, spot.zero_us, base, max(end, chain.end_us) if chain else end, shift)
 
 
-def _spot(file: FileFacts, chain: _Chain | None, mend: Mend | None, begin_us: int) -> tuple[Spot, int]:
+def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int) -> tuple[Spot, int]:
     if chain is None:
         stated = begin_us if file.stated_us is None else file.stated_us
         return _cut(file, stated - file.first_us, 0), 0
@@ -137,7 +139,7 @@ def _spot(file: FileFacts, chain: _Chain | None, mend: Mend | None, begin_us: in
     return _cut(file, clock, -error, off_grid=True), chain.shift_us
 
 
-def _touching(file: FileFacts, chain: _Chain) -> int:
+def _touching(file: FileFacts, chain: Chain) -> int:
     """The zero at which the file's sound follows the sound before it exactly; where only one of them has sound: the picture; else the whole."""
     before = chain.file
     if before.sound and file.sound:
