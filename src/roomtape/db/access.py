@@ -47,12 +47,12 @@ _FILTER = """
     AND (%(like)s::text IS NULL OR r.title ILIKE %(like)s OR r.description ILIKE %(like)s
          OR EXISTS (SELECT 1 FROM meetings m WHERE m.id = r.meeting_id AND (m.title ILIKE %(like)s OR m.room_code ILIKE %(like)s)))
 """
-# Each subject's rows are one index range that ends after limit + offset rows; their union is sorted again, so a list never reads what it does not show.
+# Each subject's rows are one index range that ends after limit + offset recordings (one may be there as owner and as host); their union is sorted again, so a list never reads what it does not show.
 _IDS = f"""
     SELECT DISTINCT found.sort_at, found.recording_id
     FROM unnest(%(subjects)s::text[]) AS s(subject)
     CROSS JOIN LATERAL (
-        SELECT a.sort_at, a.recording_id FROM acl a JOIN recordings r ON r.id = a.recording_id
+        SELECT DISTINCT a.sort_at, a.recording_id FROM acl a JOIN recordings r ON r.id = a.recording_id
         WHERE a.tenant_id = %(tenant)s AND a.subject = s.subject AND {_LIVE}
           AND (%(before_at)s::timestamptz IS NULL OR (a.sort_at, a.recording_id) < (%(before_at)s, %(before_id)s))
           AND {_FILTER}
