@@ -79,8 +79,6 @@ async def complete(connection: Connection, queue: App, recording: Recording, clo
     held = await ledger.lock_recording(connection, recording.id)
     if held.status not in OPEN and held.status is not Status.STOPPED:
         return held
-    if held.status in OPEN:
-        held = await stop(connection, held, by=None)
     tracks = {track.id: track for track in await chunks.tracks_of(connection, held.id)}
     if closing.track is not None and closing.track not in tracks:
         raise BadInput(f"This recording has no track {closing.track}.", code="unknown_track")
@@ -91,6 +89,8 @@ async def complete(connection: Connection, queue: App, recording: Recording, clo
     left = [track.id for track in await chunks.tracks_of(connection, held.id) if track.closed_last_index is None]
     if left:
         return held
+    if held.status in OPEN:
+        held = await stop(connection, held, by=None)
     job = await ask_for(connection, queue, held.id)
     return await ledger.move(connection, held.id, Status.PROCESSING, fields={"job_id": str(job)})
 

@@ -98,7 +98,7 @@ _BY_VISIBILITY: Mapping[Visibility, frozenset[Relation]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The one who asks. `meetings`: roles a token of the host application states, by meeting id or room code."""
+    """The one who asks. `meetings`: roles a token of the host application states, by meeting id or room code; `key`: the API key, which may be revoked."""
 
     standing: Standing = Standing.ANONYMOUS
     user_id: str | None = None
@@ -106,6 +106,7 @@ class Subject:
     name: str = ""
     meetings: Mapping[str, Role] = field(default_factory=dict)
     by_token: bool = False  # a JWT of the host application: makes only rooms that it names
+    key: str | None = None
 
     @property
     def label(self) -> str:
@@ -136,13 +137,13 @@ class RecordingFacts:
 
 
 def role_in(subject: Subject, meeting: MeetingFacts) -> Role | None:
-    """The role of the subject in a meeting: the token's word, else the host's chair, else the stored role."""
+    """The role of the subject in a meeting: the token's word, else the stored role, else the host's chair: who is demoted is so at once."""
     stated = subject.meetings.get(meeting.meeting_id) or (subject.meetings.get(meeting.room_code) if meeting.room_code else None)
     if stated is not None:
         return stated
-    if subject.user_id is not None and subject.user_id == meeting.host_id:
-        return Role.HOST
-    return meeting.role
+    if meeting.role is not None:
+        return meeting.role
+    return Role.HOST if subject.user_id is not None and subject.user_id == meeting.host_id else None
 
 
 def relations(subject: Subject, about: MeetingFacts | RecordingFacts | None) -> frozenset[Relation]:

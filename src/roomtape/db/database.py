@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from roomtape.core.errors import NotFound, StorageFull, Unavailable
+from roomtape.core.errors import BadInput, NotFound, StorageFull, Unavailable
 from roomtape.db.rows import Row, row_of
 
 Connection = AsyncConnection[TupleRow]
@@ -71,6 +71,8 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.errors.DiskFull as exc:
         raise StorageFull("The database has no room left; nothing was taken, keep the bytes and try again.", retry_after_s=10) from exc
+    except psycopg.DataError as exc:  # what the doors let through and no column takes
+        raise BadInput("There is a value that cannot be kept: too large, or a character that no text has.") from exc
     except (PoolTimeout, PoolClosed, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as exc:
         raise Unavailable(retry_after_s=2) from exc
 

@@ -203,10 +203,10 @@ async def open_recording(connection: Connection, meeting_id: UUID) -> Recording 
     return await one(connection, Recording, query, id=meeting_id, open=_OPEN)
 
 
-async def newest_recording(connection: Connection, meeting_id: UUID) -> Recording | None:
-    """The newest recording, whose status makes the meeting's state."""
-    query = "SELECT * FROM recordings WHERE meeting_id = %(id)s AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT 1"
-    return await one(connection, Recording, query, id=meeting_id)
+async def newest_recording(connection: Connection, meeting_id: UUID, *, deleted: bool = False) -> Recording | None:
+    """The newest recording, whose status makes the meeting's state; `deleted`: even one in the trash, so that discarding twice does not reach for the one before."""
+    query = "SELECT * FROM recordings WHERE meeting_id = %(id)s AND (deleted_at IS NULL OR %(deleted)s) ORDER BY created_at DESC, id DESC LIMIT 1"
+    return await one(connection, Recording, query, id=meeting_id, deleted=deleted)
 
 
 async def newest_takeable_recording(connection: Connection, meeting_id: UUID) -> Recording | None:

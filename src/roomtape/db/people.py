@@ -49,6 +49,12 @@ async def lookup_key(connection: Connection, key: str) -> ApiKey | None:
     return await one(connection, ApiKey, _LOOKUP_KEY, hash=digest(key))
 
 
+async def key_stands(connection: Connection, tenant: str, key_id: UUID) -> bool:
+    """Whether a key is there and not revoked: what it gave out ends with it."""
+    query = "SELECT EXISTS (SELECT 1 FROM api_keys WHERE tenant_id = %(tenant)s AND id = %(id)s AND revoked_at IS NULL)"
+    return bool(await scalar(connection, query, tenant=tenant, id=key_id))
+
+
 async def create_login_link(
     connection: Connection, tenant: str, token: str, user_id: str, *, roles: tuple[str, ...] = (), ttl: timedelta = timedelta(minutes=10)
 ) -> None:

@@ -8,7 +8,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from roomtape.core.errors import BadInput, TooLarge
 
 _PARTS = 24
-_FIELDS_BYTES = 64 << 10  # all fields, part headers, preamble and epilogue together
+FIELDS_BYTES = 64 << 10  # all fields, part headers, preamble and epilogue together
 
 
 class Form:
@@ -54,8 +54,8 @@ class Form:
                 raise _unreadable() from wrong
             pieces, self._pieces = self._pieces, []
             beside += len(block) - sum(map(len, pieces))
-            if beside > _FIELDS_BYTES:
-                raise TooLarge("The form has more than a file and some fields.", limit_bytes=_FIELDS_BYTES)
+            if beside > FIELDS_BYTES:
+                raise TooLarge("The form has more than a file and some fields.", limit_bytes=FIELDS_BYTES)
             for piece in pieces:
                 yield piece
         if not self._ended:

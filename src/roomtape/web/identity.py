@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from roomtape.core.access import Standing, Subject
-from roomtape.core.errors import Forbidden, NotSignedIn
+from roomtape.core.errors import BadInput, Forbidden, NotSignedIn
 from roomtape.db import people
 from roomtape.db.rows import SignedIn
 from roomtape.library.doorkeeper import acting_for
@@ -16,6 +16,7 @@ from roomtape.web.services import Of, Services
 
 COOKIE = "roomtape_session"
 CSRF_HEADER = "x-csrf-token"
+_LONGEST_USER = 200
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _STANDINGS = {"admin": Standing.ADMIN, "service": Standing.SERVICE, "user": Standing.USER}
 
@@ -27,7 +28,7 @@ async def subject_of(request: Request, services: Of) -> Subject:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise NotSignedIn
-        return await _by_token(services, token.strip(), request.headers.get("roomtape-user"))
+        return await _by_token(services, token.strip(), _user_header(request))
     session = await session_of(request, services)
     if session is None:
         return Subject()
@@ -56,7 +57,19 @@ async def _by_token(services: Services, token: str, user: str | None) -> Subject
         key = await people.lookup_key(connection, token)
     if key is None:
         raise NotSignedIn("The API key is unknown or revoked.", code="bad_key")
-    return acting_for(Subject(_STANDINGS[key.role], key.user_id, key.tenant_id, name=key.name), user)
+    return acting_for(Subject(_STANDINGS[key.role], key.user_id, key.tenant_id, name=key.name, key=str(key.id)), user)
+
+
+def _user_header(request: Request) -> str | None:
+    """The header Roomtape-User as UTF-8; an empty one is none. BadInput."""
+    sent = request.headers.get("roomtape-user", "").strip()
+    try:
+        user = sent.encode("latin-1").decode()
+    except UnicodeDecodeError as wrong:
+        raise BadInput("The header Roomtape-User is no UTF-8.", code="user_wanted") from wrong
+    if len(user) > _LONGEST_USER:
+        raise BadInput(f"A user id has at most {_LONGEST_USER} characters.", code="user_wanted")
+    return user or None
 
 
 async def sign_in(services: Services, token: str, response: Response, *, secure: bool) -> SignedIn:

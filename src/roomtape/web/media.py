@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from roomtape.core.access import Role, Standing, Subject, Verb, role_in
 from roomtape.core.errors import NotFound, NotSignedIn
@@ -25,6 +25,7 @@ from roomtape.web.schemas import PlaybackAsked
 from roomtape.web.services import Of, Services
 
 router = APIRouter(prefix="/recordings/{recording_id}", tags=["playback"], route_class=Route)
+by_token = APIRouter(prefix="/recordings/{recording_id}", tags=["playback"], route_class=Route)  # mounted twice: below a playback token too
 
 TrackQuery = Annotated[str | None, Query(max_length=64)]
 _PLAYLIST = "application/vnd.apple.mpegurl"
@@ -57,7 +58,9 @@ async def _of_token(connection: Connection, token: str, recording_id: UUID) -> S
     recording = await ledger.get_recording(connection, found.tenant_id, recording_id) if found else None
     if found is None or recording is None or found.recording_id != recording_id:
         raise NotSignedIn("The playback token has ended: ask for another.", code="playback_ended")
-    standing, stated, user = found.subject.split("|", 2)
+    standing, stated, key, user = found.subject.split("|", 3)
+    if key and not await people.key_stands(connection, found.tenant_id, UUID(key)):
+        raise NotSignedIn("The API key that asked for this playback is revoked.", code="playback_ended")
     meetings = {str(recording.meeting_id): Role(stated)} if stated else {}
     return Subject(Standing(standing), user or None, found.tenant_id, meetings=meetings, by_token=bool(stated))
 
@@ -65,7 +68,7 @@ async def _of_token(connection: Connection, token: str, recording_id: UUID) -> S
 def _label(subject: Subject, role: Role | None) -> str:
     """The subject as a token's row has it; a role is kept only where the host application's own token stated it."""
     stated = role.value if role is not None and subject.by_token else ""
-    return f"{subject.standing.value}|{stated}|{subject.user_id or ''}"
+    return f"{subject.standing.value}|{stated}|{subject.key or ''}|{subject.user_id or ''}"
 
 
 @router.post("/playback", tags=["playback"])
@@ -89,28 +92,28 @@ async def _tape(services: Services, viewed: tuple[Recording, str]) -> Tape:
     return await services.layouts.tape(viewed[0])
 
 
-@router.get("/hls/master.m3u8")
+@by_token.get("/hls/master.m3u8")
 async def get_hls_master(services: Of, viewed: Viewed, track_id: TrackQuery = None) -> PlainTextResponse:
     """The HLS master playlist."""
     tape = await _tape(services, viewed)
     return PlainTextResponse(playback.master(tape, playback.track_of(tape, track_id)), media_type=_PLAYLIST, headers=_PRIVATE)
 
 
-@router.get("/hls/{track}/media.m3u8")
+@by_token.get("/hls/{track}/media.m3u8")
 async def get_hls_playlist(track: str, services: Of, viewed: Viewed) -> PlainTextResponse:
     """A track's media playlist: grows while recording."""
     tape = await _tape(services, viewed)
     return PlainTextResponse(playback.media_playlist(tape, playback.track_of(tape, track)), media_type=_PLAYLIST, headers=_PRIVATE)
 
 
-@router.get("/hls/{track}/init-{setup}.mp4")
+@by_token.get("/hls/{track}/init-{setup}.mp4")
 async def get_hls_init(track: str, setup: int, services: Of, viewed: Viewed) -> Response:
     """The set-up of fragments."""
     tape = await _tape(services, viewed)
     return Response(playback.init(tape, playback.track_of(tape, track), setup), media_type="video/mp4", headers=_FRAGMENT)
 
 
-@router.get("/hls/{track}/{start_us}-{stop_us}.m4s")
+@by_token.get("/hls/{track}/{start_us}-{stop_us}.m4s")
 async def get_hls_fragment(track: str, start_us: int, stop_us: int, services: Of, viewed: Viewed) -> RopeResponse:
     """A fragment: a generated moof over untouched bytes."""
     tape = await _tape(services, viewed)
@@ -118,13 +121,13 @@ async def get_hls_fragment(track: str, start_us: int, stop_us: int, services: Of
     return _rope(services, playback.fragment(tape, name, start_us, stop_us), "video/mp4", f"{tape.marks[name]}-{start_us}-{stop_us}")
 
 
-@router.get("/stream.json")
+@by_token.get("/stream.json")
 async def get_stream(services: Of, viewed: Viewed, after: Annotated[int, Query(ge=0)] = 0) -> JSONResponse:
     """What Media Source can append, in the order of commits."""
     return JSONResponse(playback.stream(await _tape(services, viewed), viewed[1], after), headers=_PRIVATE)
 
 
-@router.get("/stream/{track}/{start_us}-{stop_us}.{suffix}", name="get_stream_piece")
+@by_token.get("/stream/{track}/{start_us}-{stop_us}.{suffix}", name="get_stream_piece")
 async def get_stream_piece(track: str, start_us: int, stop_us: int, suffix: str, services: Of, viewed: Viewed) -> RopeResponse:
     """A window that Media Source takes on its own."""
     tape = await _tape(services, viewed)
@@ -139,7 +142,8 @@ def _rope(services: Services, rope: Rope, media_type: str, etag: str) -> RopeRes
     return RopeResponse(rope, services.store, media_type=media_type, etag=etag, headers=_FRAGMENT)
 
 
-@router.api_route("/download", methods=["GET", "HEAD"], response_model=None)
+@by_token.head("/download", response_model=None, include_in_schema=False)
+@by_token.get("/download", response_model=None)
 async def download_recording(
     services: Of,
     viewed: Viewed,
@@ -150,8 +154,9 @@ async def download_recording(
     inline: bool = False,
 ) -> Response:
     """The whole meeting as it was recorded: MP4 where the codec allows, else WebM; ranges, ETag."""
-    if artifact is not None and artifact != "original":
-        return await _artifact(services, viewed[0], artifact)
+    found = await _artifact(services, viewed[0], artifact) if artifact is not None and artifact != "original" else None
+    if found is not None:
+        return found
     tape = await _tape(services, viewed)
     name = playback.track_of(tape, track_id)
     rope, made, etag = services.ropes.whole(tape, name, format)
@@ -169,14 +174,15 @@ def _base64(digest: str) -> str:
     return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
-async def _artifact(services: Services, recording: Recording, name: str) -> Response:
+async def _artifact(services: Services, recording: Recording, name: str) -> Response | None:
+    """An artifact by id or kind; None: it is the original, which is no object of its own."""
     async with services.database.transaction() as connection:
         made = await artifacts.artifacts_of(connection, recording.id)
     found = next((one for one in made if one.state == "ready" and name in {str(one.id), one.kind}), None)
     if found is None:
         raise NotFound("There is no such artifact.", code="not_made")
     if found.kind == "original":
-        return RedirectResponse(f"/api/v1/recordings/{recording.id}/download", status_code=302)
+        return None
     if found.key is None or found.size_bytes is None:
         raise NotFound("There is no such artifact.", code="not_made")
     rope = Rope.of([Span(found.key, 0, found.size_bytes)])

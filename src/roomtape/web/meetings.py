@@ -1,30 +1,28 @@
 """Meetings and their people: /api/v1/meetings."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import BeforeValidator
 
 from roomtape.capture import control
-from roomtape.core.access import Role, Standing, Subject, Verb, authorise
-from roomtape.core.errors import Forbidden, NotFound
+from roomtape.core.access import Role, Standing, Subject, Verb, authorise, may
+from roomtape.core.errors import Conflict, Forbidden, NotFound, NotSignedIn
 from roomtape.core.lifecycle import Status
 from roomtape.db import access, ledger
 from roomtape.db.database import Connection
-from roomtape.db.rows import Meeting
+from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
-from roomtape.library.doorkeeper import acting_for, meeting_for, named_user, subjects_of
+from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, subjects_of
 from roomtape.web.identity import Asker
 from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked, kept
-from roomtape.web.services import Of
+from roomtape.web.services import Of, Services
+from roomtape.web.views import Limit, Offset, Statuses, View, counted, link_offsets, statuses, whole
 
 router = APIRouter(prefix="/meetings", tags=["meetings"], route_class=Route)
 
-Limit = Annotated[int, Query(ge=1, le=200)]
-Offset = Annotated[int, Query(ge=0, le=1_000_000)]
-View = dict[str, Any]
 Free = Annotated[View, Body(), BeforeValidator(kept)]
 UserId = Annotated[str, Path(min_length=1, max_length=200)]
 
@@ -46,16 +44,14 @@ async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked)
     authorise(subject, Verb.CREATE_MEETING)
     if subject.by_token and subject.meetings.get(asked.room_code or "") is not Role.HOST and subject.standing is not Standing.ADMIN:
         raise Forbidden("This token makes only rooms that it names with the role HOST.", code="room_not_named")
-    host = asked_host or subject.user_id
-    return await control.make_meeting(
-        connection,
-        subject.tenant,
-        asked.room_code,
-        host_id=host,
-        title=asked.title or "",
-        source=asked.source.value if asked.source else None,
-        metadata=asked.metadata,
-    )
+    more = {"title": asked.title or "", "source": asked.source.value if asked.source else None, "metadata": asked.metadata}
+    try:
+        return await control.make_meeting(connection, subject.tenant, asked.room_code, host_id=asked_host or subject.user_id, **more)
+    except Conflict as taken:
+        there = await ledger.find_meeting(connection, subject.tenant, asked.room_code or "")
+        if there is None or may(subject, Verb.SEE_MEETING, await facts_of(connection, subject, there)):
+            raise
+        raise Conflict(taken.message, code="room_code_taken") from taken  # a stranger hears no id
 
 
 @router.post("", status_code=201)
@@ -66,19 +62,17 @@ async def create_meeting(asked: MeetingAsked, services: Of, subject: Asker) -> V
 
 
 @router.get("")
-async def list_meetings(services: Of, subject: Asker, limit: Limit = 50, offset: Offset = 0) -> View:
+async def list_meetings(request: Request, response: Response, services: Of, subject: Asker, limit: Limit = 50, offset: Offset = 0) -> View:
     """The meetings one hosts or takes part in; an admin sees all."""
+    if subject.standing is Standing.ANONYMOUS:
+        raise NotSignedIn
     user = None if subject.standing is Standing.ADMIN else named_user(subject, None)
     async with services.database.transaction() as connection:
         found = await ledger.list_meetings(connection, subject.tenant, user_id=user, limit=limit, offset=offset)
         total = await ledger.count_meetings(connection, subject.tenant, user_id=user)
         views = [await view_of(connection, meeting) for meeting in found]
+    link_offsets(request, response, offset=offset, limit=limit, total=total)
     return {"meetings": views, **counted(total), "limit": limit, "offset": offset}
-
-
-def counted(total: int) -> View:
-    """`total` is exact to 10,000."""
-    return {"total": total} if total <= access.TOTAL_EXACT_TO else {"total_at_least": access.TOTAL_EXACT_TO}
 
 
 @router.get("/{meeting_id}")
@@ -96,16 +90,16 @@ async def put_metadata(meeting_id: str, metadata: Free, services: Of, subject: A
         return await view_of(connection, await ledger.set_metadata(connection, meeting.tenant_id, meeting.id, metadata))
 
 
-@router.put("/{meeting_id}/participants/{user_id}")
-async def put_participant(meeting_id: str, user_id: str, asked: ParticipantAsked, services: Of, subject: Asker) -> View:
+@router.put("/{meeting_id}/participants/{user_id:path}")
+async def put_participant(meeting_id: str, user_id: UserId, asked: ParticipantAsked, services: Of, subject: Asker) -> View:
     """Joins or updates a participant."""
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.PUT_PARTICIPANT)
         return catalog.person_view(await ledger.put_participant(connection, meeting.id, user_id, full_name=asked.full_name, role=asked.role.value))
 
 
-@router.delete("/{meeting_id}/participants/{user_id}")
-async def remove_participant(meeting_id: str, user_id: str, services: Of, subject: Asker) -> View:
+@router.delete("/{meeting_id}/participants/{user_id:path}")
+async def remove_participant(meeting_id: str, user_id: UserId, services: Of, subject: Asker) -> View:
     """The participant left."""
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.PUT_PARTICIPANT)
@@ -119,27 +113,35 @@ async def start_meeting_recording(meeting_id: str, services: Of, subject: Asker,
     subject = acting_for(subject, asked.user_id)
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
-        return await started(connection, services, subject, meeting, asked)
+        made = await started(connection, services, subject, meeting, asked)
+    return await whole(services, subject, made.id)
 
 
-async def started(connection: Connection, services: Of, subject: Subject, meeting: Meeting, asked: RecordingAsked) -> View:
-    """A new recording as the contract shows it."""
+async def started(connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: RecordingAsked) -> Recording:
+    """A new recording of the meeting."""
     owner = asked.user_id or meeting.host_id or named_user(subject, None)
     wishes = {name: getattr(asked, name) for name in WISHES}
     source = asked.source.value if asked.source else None
-    recording = await control.start(connection, meeting, owner_id=owner, source=source, default=services.settings.source, wishes=wishes)
-    return catalog.short_view(recording, meeting)
+    return await control.start(connection, meeting, owner_id=owner, source=source, default=services.settings.source, wishes=wishes)
 
 
-async def _moved(meeting_id: str, services: Of, subject: Subject, target: Status) -> View:
+async def _newest(connection: Connection, subject: Subject, meeting_id: str) -> Recording:
+    """The recording that orders to a meeting mean: the newest, even when it is in the trash, so that repeating reaches no other."""
+    meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
+    newest = await ledger.open_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id, deleted=True)
+    if newest is None:
+        raise NotFound("This meeting has no recording.")
+    return newest
+
+
+async def _moved(meeting_id: str, services: Services, subject: Subject, target: Status) -> View:
     async with services.database.transaction() as connection:
-        meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
-        newest = await ledger.open_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id)
-        if newest is None:
-            raise NotFound("This meeting has no recording.")
+        newest = await _newest(connection, subject, meeting_id)
         if target is Status.STOPPED:
-            return catalog.short_view(await control.stop(connection, newest, by=subject.user_id), meeting)
-        return catalog.short_view(await ledger.move(connection, newest.id, target, by=subject.user_id), meeting)
+            await control.stop(connection, newest, by=subject.user_id)
+        else:
+            await ledger.move(connection, newest.id, target, by=subject.user_id)
+    return await whole(services, subject, newest.id, deleted=True)
 
 
 @router.post("/{meeting_id}/recording/stop")
@@ -164,12 +166,10 @@ async def resume_meeting_recording(meeting_id: str, services: Of, subject: Asker
 async def discard_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """Stops the recording and puts it into the trash."""
     async with services.database.transaction() as connection:
-        meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
-        newest = await ledger.open_recording(connection, meeting.id) or await ledger.newest_recording(connection, meeting.id)
-        if newest is None:
-            raise NotFound("This meeting has no recording.")
+        newest = await _newest(connection, subject, meeting_id)
         await control.stop(connection, newest, by=subject.user_id)
-        return catalog.short_view(await ledger.soft_delete(connection, newest.id, by=subject.user_id), meeting)
+        await ledger.soft_delete(connection, newest.id, by=subject.user_id)
+    return await whole(services, subject, newest.id, deleted=True)
 
 
 @router.get("/{meeting_id}/recording")
@@ -186,12 +186,14 @@ async def get_live_recording(meeting_id: str, services: Of, subject: Asker) -> V
 
 @router.get("/{meeting_id}/recordings")
 async def list_meeting_recordings(
-    meeting_id: str, services: Of, subject: Asker, status: Annotated[list[Status] | None, Query()] = None, limit: Limit = 50, offset: Offset = 0
+    request: Request, response: Response, meeting_id: str, services: Of, subject: Asker, status: Statuses = None, limit: Limit = 50, offset: Offset = 0
 ) -> View:
     """The meeting's recordings that one may view, the newest first."""
+    names = subjects_of(subject)
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.SEE_MEETING)
-        wanted = access.Wanted(meeting_id=meeting.id, statuses=tuple(status or ()))
-        found = await access.list_recordings(connection, subject.tenant, subjects_of(subject), wanted, limit=limit, offset=offset)
-        total = await access.count_recordings(connection, subject.tenant, subjects_of(subject), wanted)
+        wanted = access.Wanted(meeting_id=meeting.id, statuses=statuses(status))
+        found = await access.list_recordings(connection, subject.tenant, names, wanted, limit=limit, offset=offset)
+        total = await access.count_recordings(connection, subject.tenant, names, wanted)
+    link_offsets(request, response, offset=offset, limit=limit, total=total)
     return {"recordings": [catalog.short_view(recording, meeting) for recording in found], **counted(total), "limit": limit, "offset": offset}

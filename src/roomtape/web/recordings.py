@@ -6,24 +6,24 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from roomtape.capture import control
-from roomtape.core.access import Subject, Verb
-from roomtape.core.errors import BadInput, Conflict, NotFound
-from roomtape.core.lifecycle import Status
+from roomtape.core.access import Standing, Subject, Verb
+from roomtape.core.errors import BadInput, Conflict, NotFound, NotSignedIn
 from roomtape.core.model import StoredIn
-from roomtape.db import access, artifacts, chunks, ledger, outbox
+from roomtape.db import access, chunks, ledger, outbox
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
 from roomtape.web.identity import Asker
-from roomtape.web.meetings import Limit, View, counted, made_by, started
+from roomtape.web.meetings import made_by, started
 from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
 from roomtape.web.services import Of, Services
+from roomtape.web.views import Limit, Statuses, View, counted, link, link_offsets, statuses, whole
 
 router = APIRouter(prefix="/recordings", tags=["recordings"], route_class=Route)
 
@@ -39,7 +39,8 @@ async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Ask
         if await ledger.find_meeting(connection, subject.tenant, room) is None:
             await _make(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id))
         meeting = await meeting_for(connection, subject, room, Verb.RECORD)
-        return await started(connection, services, subject, meeting, asked)
+        made = await started(connection, services, subject, meeting, asked)
+    return await whole(services, subject, made.id)
 
 
 async def _make(connection: Connection, subject: Subject, room: MeetingAsked) -> None:
@@ -54,34 +55,43 @@ async def _make(connection: Connection, subject: Subject, room: MeetingAsked) ->
 async def stop_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Stops a recording; what is there plays at once."""
     async with services.database.transaction() as connection:
-        recording, meeting = await _for_hosts(connection, subject, recording_id)
-        return catalog.short_view(await control.stop(connection, recording, by=subject.user_id), meeting)
-
-
-async def _for_hosts(connection: Connection, subject: Subject, recording_id: UUID) -> tuple[Recording, Meeting]:
-    recording = await ledger.get_recording(connection, subject.tenant, recording_id)
-    if recording is None or recording.deleted_at is not None:
-        await recording_for(connection, subject, recording_id, Verb.VIEW)  # raises what a foreign or unknown id raises
-        raise NotFound
-    meeting = await meeting_for(connection, subject, recording.meeting_id, Verb.RECORD)
-    return recording, meeting
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.RECORD)
+        await control.stop(connection, recording, by=subject.user_id)
+    return await whole(services, subject, recording_id)
 
 
 @router.get("")
 async def list_recordings(
+    request: Request,
+    response: Response,
     services: Of,
     subject: Asker,
     room_code: str | None = None,
     room_id: str | None = None,
-    status: Annotated[str | None, Query(description="one state, or several as recording|stopped")] = None,
+    status: Statuses = None,
     q: Annotated[str, Query(max_length=200)] = "",
     limit: Limit = 50,
     offset: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> View:
     """What the caller may see, the newest first: by `cursor`, or by `offset` with a total."""
-    wanted = access.Wanted(meeting_id=_uuid(room_id), room_code=room_code or (room_id if _uuid(room_id) is None else None), statuses=_statuses(status), q=q)
-    return await page_of(services, subject, wanted, limit=limit, offset=offset, cursor=cursor)
+    if subject.standing is Standing.ANONYMOUS:
+        raise NotSignedIn
+    if offset is not None and cursor is not None:
+        raise BadInput("Page by `cursor` or by `offset`, not by both.", code="bad_cursor")
+    states = statuses(status)
+    async with services.database.transaction() as connection:
+        rooms = [await ledger.find_meeting(connection, subject.tenant, room) for room in (room_id, room_code) if room is not None]
+    known = [room.id for room in rooms if room is not None]
+    if len(known) < len(rooms) or len(set(known)) > 1:
+        return {"recordings": [], **({} if offset is None else {"total": 0}), "next_cursor": None}
+    wanted = access.Wanted(meeting_id=known[0] if known else None, statuses=states, q=q)
+    view = await page_of(services, subject, wanted, limit=limit, offset=offset, cursor=cursor)
+    if offset is not None:
+        link_offsets(request, response, offset=offset, limit=limit, total=view.get("total", view.get("total_at_least", 0) + 1))
+    elif view["next_cursor"]:
+        link(request, response, next={"cursor": view["next_cursor"]})
+    return view
 
 
 async def page_of(services: Services, subject: Subject, wanted: access.Wanted, *, limit: int, offset: int | None = None, cursor: str | None = None) -> View:
@@ -104,21 +114,6 @@ async def _meeting(connection: Connection, recording: Recording) -> Meeting:
     return meeting
 
 
-def _uuid(text: str | None) -> UUID | None:
-    try:
-        return UUID(text) if text else None
-    except ValueError:
-        return None
-
-
-def _statuses(text: str | None) -> tuple[Status, ...]:
-    names = [name for name in (text or "").replace(",", "|").split("|") if name]
-    unknown = [name for name in names if name not in set(Status)]
-    if unknown:
-        raise BadInput(f"There is no status {unknown[0]!r}; there are {', '.join(Status)}.", code="unknown_status")
-    return tuple(Status(name) for name in names)
-
-
 def _to_cursor(last: Recording) -> str:
     return base64.urlsafe_b64encode(f"{last.created_at.isoformat()} {last.id}".encode()).decode().rstrip("=")
 
@@ -137,17 +132,6 @@ async def get_recording(recording_id: UUID, services: Of, subject: Asker) -> Vie
     return await whole(services, subject, recording_id)
 
 
-async def whole(services: Services, subject: Subject, recording_id: UUID, *, deleted: bool = False) -> View:
-    """Everything about a recording, measured from its media as it stands."""
-    async with services.database.transaction() as connection:
-        recording, meeting = await recording_for(connection, subject, recording_id, Verb.VIEW, deleted=deleted)
-        people = await ledger.participants_of(connection, meeting.id)
-        made = await artifacts.artifacts_of(connection, recording.id)
-        places = {chunk.stored_in for chunk in await chunks.chunks_of(connection, recording.id)}
-    tape = await services.layouts.tape(recording)
-    return catalog.whole_view(tape, meeting, people, made, sorted(places))
-
-
 @router.get("/{recording_id}/status")
 async def get_recording_status(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Where a recording stands, in short."""
@@ -164,26 +148,28 @@ async def patch_recording(recording_id: UUID, asked: RecordingPatch, services: O
     said = {name: value for name, value in said.items() if value is not None or name == "expires_at"}
     async with services.database.transaction() as connection:
         verb = Verb.DELETE if said.keys() & {"legal_hold", "visibility", "expires_at"} else Verb.EDIT
-        recording, meeting = await recording_for(connection, subject, recording_id, verb)
+        recording, _ = await recording_for(connection, subject, recording_id, verb)
         if said:
-            recording = await ledger.set_fields(connection, recording.id, said)
-    return catalog.short_view(recording, meeting)
+            await ledger.set_fields(connection, recording.id, said)
+    return await whole(services, subject, recording_id)
 
 
 @router.delete("/{recording_id}")
 async def delete_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Puts a recording into the trash; it is gone for good after ROOMTAPE_TRASH_DAYS."""
     async with services.database.transaction() as connection:
-        recording, meeting = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
-        return catalog.short_view(await ledger.soft_delete(connection, recording.id, by=subject.user_id), meeting)
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
+        await ledger.soft_delete(connection, recording.id, by=subject.user_id)
+    return await whole(services, subject, recording_id, deleted=True)
 
 
 @router.post("/{recording_id}/restore")
 async def restore_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Takes a recording out of the trash."""
     async with services.database.transaction() as connection:
-        recording, meeting = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
-        return catalog.short_view(await ledger.restore(connection, recording.id), meeting)
+        recording, _ = await recording_for(connection, subject, recording_id, Verb.DELETE, deleted=True)
+        await ledger.restore(connection, recording.id)
+    return await whole(services, subject, recording_id)
 
 
 @router.get("/{recording_id}/participants")

@@ -11,6 +11,7 @@ from roomtape.core.access import Role, Visibility
 from roomtape.core.model import Kind, Source
 from roomtape.web.route import storable
 
+
 def _no_dots(text: str) -> str:
     if text in {".", ".."}:
         raise ValueError("a track is not named . or ..")

@@ -1,26 +1,28 @@
 """Segmented upload: the browser's way in. Answers are camelCase, as its clients have them."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, Mapping
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
 from roomtape.capture import control
 from roomtape.capture.segments import Said
-from roomtape.core.access import Subject, Verb, authorise
-from roomtape.core.errors import BadInput, Conflict, NotFound, TooLarge
+from roomtape.core.access import Standing, Subject, Verb, authorise, may
+from roomtape.core.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn, StorageFull, TooLarge
 from roomtape.core.keys import user_part
 from roomtape.core.lifecycle import OPEN
 from roomtape.core.model import Source
 from roomtape.db import chunks, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
-from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, role_for_joining
+from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_facts, role_for_joining
+from roomtape.web.form import FIELDS_BYTES, Form
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by
 from roomtape.web.route import Route
@@ -30,7 +32,25 @@ from roomtape.web.services import Of, Services
 router = APIRouter(tags=["segmented upload"], route_class=Route)
 
 View = dict[str, Any]
-_FORM_FIELDS = 24
+_SCHEMA = SegmentAsked.model_json_schema()
+_NAMES = _SCHEMA["properties"]
+UPLOAD: View = {
+    "parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in _NAMES.items()],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {**_NAMES, "file": {"type": "string", "format": "binary"}},
+                    "required": [*_SCHEMA["required"], "file"],
+                    "additionalProperties": False,
+                }
+            },
+        },
+    },
+}
 
 
 @router.get("/clock")
@@ -47,7 +67,7 @@ async def start_segmented_recording(asked: StartSegmented, services: Of, subject
     async with services.database.transaction() as connection:
         meeting = await _meeting(connection, subject, asked, user)
         recording, fresh = await _open(connection, services, subject, meeting, asked, user)
-        await role_for_joining(connection, subject, meeting, asked.participant_id)
+        await _own_track(connection, subject, meeting, recording, asked.track_id, asked.participant_id)
         what = {"participant_id": asked.participant_id or user, "kind": asked.kind, "source": asked.source, "mime_type": asked.mime_type}
         track = await control.join(connection, recording, asked.track_id, **what)
     body = {
@@ -94,27 +114,35 @@ def _joinable(running: Recording) -> Recording:
     return running
 
 
-@router.post(
-    "/meetings/upload-segment", status_code=201, openapi_extra={"requestBody": {"content": {"application/octet-stream": {}, "multipart/form-data": {}}}}
-)
+@router.post("/meetings/upload-segment", status_code=201, openapi_extra=UPLOAD)
 async def upload_segment(request: Request, services: Of, subject: Asker) -> JSONResponse:
     """Takes one segment: the raw body with the names in the query, or a form with `file`."""
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise BadInput("The form has no `file`.", code="file_wanted")
-            fields = {name: value for name, value in form.items() if isinstance(value, str)}
-            asked = _asked({"mimeType": file.content_type, **fields} if "mimeType" not in fields and "mime_type" not in fields else fields)
-            return await _take(services, subject, asked, _pieces(file))
+    if subject.standing is Standing.ANONYMOUS:
+        raise NotSignedIn  # before a byte of theirs is kept
     _too_large(request, services)
-    return await _take(services, subject, _asked(dict(request.query_params)), request.stream())
+    kind = request.headers.get("content-type", "")
+    if not kind.lower().startswith("multipart/form-data"):
+        return await _take(services, subject, _asked(dict(request.query_params)), request.stream())
+    if services.store.free_bytes() < services.settings.reserve_bytes:
+        raise StorageFull(retry_after_s=10)
+    form = Form(kind, request.stream())
+    upload = await services.store.intake.take(form.file(), limit=services.settings.max_segment_bytes)  # fields may come after the file
+    try:
+        if not form.has_file:
+            raise BadInput("The form has no `file`.", code="file_wanted")
+        fields = {"mimeType": form.file_type, **request.query_params, **form.fields}
+        if "mime_type" in fields:
+            del fields["mimeType"]
+        return await _take(services, subject, _asked(fields), _pieces(upload.path))
+    finally:
+        await asyncio.to_thread(upload.close)
 
 
 def _too_large(request: Request, services: Services) -> None:
     stated = request.headers.get("content-length", "")
-    if stated.isdigit() and int(stated) > services.settings.max_segment_bytes:
-        limit = services.settings.max_segment_bytes
+    limit = services.settings.max_segment_bytes
+    form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    if stated.isdigit() and int(stated) > limit + (FIELDS_BYTES if form else 0):
         raise TooLarge(f"The segment is larger than the {limit} bytes that are taken here (ROOMTAPE_MAX_SEGMENT_BYTES).", limit_bytes=limit)
 
 
@@ -127,9 +155,13 @@ def _asked(fields: Mapping[str, Any]) -> SegmentAsked:
         raise BadInput(f"The segment is not understood: {names}.", errors=errors) from None
 
 
-async def _pieces(file: UploadFile) -> AsyncIterable[bytes]:
-    while piece := await file.read(1 << 20):
-        yield piece
+async def _pieces(path: Path) -> AsyncIterable[bytes]:
+    file = await asyncio.to_thread(path.open, "rb")
+    try:
+        while piece := await asyncio.to_thread(file.read, 1 << 20):
+            yield piece
+    finally:
+        file.close()
 
 
 async def _take(services: Services, subject: Subject, asked: SegmentAsked, body: AsyncIterable[bytes]) -> JSONResponse:
@@ -178,7 +210,8 @@ async def takeable(connection: Connection, meeting: Meeting, recording_id: str |
     return found
 
 
-async def _own_track(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str, participant_id: str | None) -> None:
+async def _own_track(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str | None, participant_id: str | None) -> None:
+    """Whether the subject may send this track: its own, or any for hosts. Forbidden, Conflict `track_taken`."""
     track = next((track for track in await chunks.tracks_of(connection, recording.id) if track.id == track_id), None)
     owner = track.participant_id if track is not None else None
     await role_for_joining(connection, subject, meeting, owner or participant_id)
@@ -190,15 +223,27 @@ async def _own_track(connection: Connection, subject: Subject, meeting: Meeting,
 async def complete_recording(asked: CompleteAsked, services: Of, subject: Asker) -> View:
     """Closes a track, or the whole recording, and has it processed; again: the same job."""
     async with services.database.transaction() as connection:
-        meeting = await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
+        meeting = await _meeting_to_complete(connection, subject, asked.meeting_id)
         recording = await _to_complete(connection, meeting, asked.recording_id)
         await _may_complete(connection, subject, meeting, recording, asked.track_id)
-        if recording.status in OPEN and asked.track_id is None:
-            recording = await control.stop(connection, recording, by=subject.user_id)
+        if recording.status in OPEN and await _may_complete_all(connection, subject, meeting, recording):
+            recording = await control.stop(connection, recording, by=subject.user_id)  # who may only send leaves the others recording
     closing = control.Closing(asked.track_id, asked.last_segment_index, asked.last_segment_indexes or {}, asked.allow_gaps)
     async with services.database.transaction() as connection:
         done = await control.complete(connection, services.queue, recording, closing)
     return {"jobId": done.job_id, "state": done.status.value}
+
+
+async def _meeting_to_complete(connection: Connection, subject: Subject, name: str) -> Meeting:
+    """The meeting, if the subject may see it, or owns its newest recording without being a participant."""
+    try:
+        return await meeting_for(connection, subject, name, Verb.SEE_MEETING)
+    except NotFound:
+        meeting = await ledger.find_meeting(connection, subject.tenant, name)
+        newest = await ledger.newest_recording(connection, meeting.id) if meeting else None
+        if meeting is None or newest is None or subject.user_id is None or newest.owner_id != subject.user_id:
+            raise
+        return meeting
 
 
 async def _to_complete(connection: Connection, meeting: Meeting, recording_id: str | None) -> Recording:
@@ -213,7 +258,9 @@ async def _to_complete(connection: Connection, meeting: Meeting, recording_id: s
 async def _may_complete(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str | None) -> None:
     if track_id is not None:
         await _own_track(connection, subject, meeting, recording, track_id, None)
-        return
-    if subject.user_id is not None and subject.user_id == recording.owner_id:
-        return
-    authorise(subject, Verb.COMPLETE, await facts_of(connection, subject, meeting))
+    elif not await _may_complete_all(connection, subject, meeting, recording):
+        raise Forbidden("You may complete only your own tracks: name one with `trackId`.")
+
+
+async def _may_complete_all(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording) -> bool:
+    return may(subject, Verb.COMPLETE, await recording_facts(connection, subject, recording, meeting))

@@ -14,6 +14,7 @@ from roomtape.core.errors import Forbidden, NotFound, NotSignedIn
 from roomtape.db import access
 from roomtape.web import envelope, events, idempotency, identity, lane, media, meetings, operations, pages, problems, recordings, segmented
 from roomtape.web.services import Of, Services
+from roomtape.web.views import whole
 
 log = structlog.get_logger()
 
@@ -25,6 +26,8 @@ sessions = APIRouter(include_in_schema=False)
 @sessions.post("/login")
 async def post_login(request: Request, services: Of, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/") -> Response:  # noqa: A002
     """Uses a one-time link."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise Forbidden("Sign in from Roomtape's own page.", code="csrf")  # nobody is signed in as somebody else from afar
     target = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
     response: Response = RedirectResponse(target, 303, headers=pages.HEADERS)
     try:
@@ -70,7 +73,7 @@ class Pages:
             name = UUID(recording_id)
         except ValueError as wrong:
             raise NotFound from wrong
-        return await recordings.whole(self._services, subject, name, deleted=True)
+        return await whole(self._services, subject, name, deleted=True)
 
 
 def site(services: Services) -> FastAPI:
@@ -92,10 +95,10 @@ def site(services: Services) -> FastAPI:
     app.add_middleware(envelope.Envelope)
     app.add_middleware(operations.Measured)
     api = APIRouter(prefix="/api/v1")
-    for router in (segmented.router, meetings.router, recordings.router, media.router, events.router):
+    for router in (segmented.router, meetings.router, recordings.router, media.router, media.by_token, events.router):
         api.include_router(router)
     app.include_router(api)
-    app.include_router(media.router, prefix="/api/v1/p/{token}", include_in_schema=False)
+    app.include_router(media.by_token, prefix="/api/v1/p/{token}", include_in_schema=False)  # URLs that playback hands out; nobody builds them
     app.include_router(operations.router)
     app.include_router(sessions)
     app.include_router(pages.router)

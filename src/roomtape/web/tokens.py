@@ -52,7 +52,7 @@ class TokenJudge:
             raise NotSignedIn
         try:
             claims = await self._claims(token)
-        except (JoseError, ValueError, KeyError, TypeError, RecursionError) as wrong:
+        except (JoseError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as wrong:
             log.info("token.refused", why=type(wrong).__name__)
             raise NotSignedIn("The token is not valid: check its signature, audience, issuer and expiry.", code="bad_token") from None
         return _subject(claims)
