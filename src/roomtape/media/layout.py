@@ -20,6 +20,7 @@ __all__ = ["Join", "Layout", "Packet", "Span", "Taken", "TrackFacts", "Window", 
 
 _FAR = 1 << 60
 _LOSSES = frozenset(("element", "overrun", "time", "block", "block_large", "box", "box_large", "trun", "adrift"))  # warnings of the parsers
+_SAME_US = 20_000  # an old picture nearer than this to the new first one, and than half its own length, is the same picture
 _PREROLL = 4  # Opus needs 80 ms before what is to be heard (RFC 7845, 4.6): four packets of 20 ms or more
 
 
@@ -123,7 +124,7 @@ def _stand(facts: TrackFacts, track: Track) -> _Standing:
     keep_picture = usable & (picture.time >= from_picture[picture.file]) & (picture.time < base + MAX_SPAN_US)
     keep_sound = (sound.time >= from_sound[sound.file] - TOUCH_US) & (sound.time < base + MAX_SPAN_US)
     if count:
-        keep_picture &= picture.time < rows.until_next(from_picture)[picture.file]
+        keep_picture &= picture.time + np.minimum(picture.duration // 2, _SAME_US) < rows.until_next(from_picture)[picture.file]
         keep_sound &= sound.end <= rows.until_next(from_sound)[sound.file] + TOUCH_US
     return _Standing(track, picture, sound, spots, keep_picture, keep_sound, broken, late)
 
