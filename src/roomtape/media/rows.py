@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from roomtape.core.model import Kind
 from roomtape.core.timeline import MAX_SPAN_US, OPUS_STEP_US, SNAP_US, TOUCH_US, Run
+from roomtape.media.before import Before, OpenFile, Unlike
 from roomtape.media.laid import Taken
 from roomtape.media.placed import PLACED
 from roomtape.media.sample import SAMPLE, Index, Part, Samples, Stream
@@ -57,27 +58,38 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """The segments that can be played, in order, and all their samples. `heads`: for each file the place of its head in `segments`."""
+    """The segments that can be played, in order, and all their samples. `heads`: for each file the place of its head in `segments`; `begun`: its head.
+
+    `before`: what stands in front of them; a file that began there is the first, and goes on in the first segment.
+    """
 
     segments: tuple[tuple[Taken, Index], ...]
     file_of: Ints
     heads: tuple[int, ...]
+    begun: tuple[Taken, ...]
     samples: Samples
     segment_of: Ints
     starts: Ints  # of each segment's bytes in the track's, one more than segments
     streams: tuple[tuple[Stream | None, Stream | None], ...]  # of each file: picture, sound
     setups: tuple[tuple[Stream, ...], tuple[Stream, ...]]
     setup_of: Ints  # [kind, file]
+    before: Before | None = None
 
     @property
     def files(self) -> int:
         return len(self.heads)
 
+    @property
+    def opened(self) -> OpenFile | None:
+        """What is known of the first file if it began before."""
+        return self.before.file if self.before else None
 
-def gather(taken: Sequence[Taken]) -> Track:
+
+def gather(taken: Sequence[Taken], before: Before | None = None) -> Track:
     """The playable segments of `taken` (sorted by index): those with an index, from the first head on."""
     segments: list[tuple[Taken, Index]] = []
-    heads: list[int] = []
+    opened = before.file if before else None
+    heads: list[int] = [0] if opened else []
     for segment in taken:
         index = segment.indexed
         if index is None or (index.part is Part.HEAD and index.warning and not index.streams):
@@ -90,11 +102,16 @@ def gather(taken: Sequence[Taken]) -> Track:
     samples = _joined([index.samples for _, index in segments], SAMPLE)
     starts = np.zeros(len(segments) + 1, np.int64)
     np.cumsum([segment.size for segment, _ in segments], out=starts[1:])
+    starts += before.chunks.size if before else 0
     file_of = np.zeros(len(segments), np.int64)
     file_of[heads[1:]] = 1
     streams = _streams(segments, [*heads, len(segments)])
-    setups, setup_of = _setups(streams)
-    return Track(tuple(segments), np.cumsum(file_of), tuple(heads), samples, np.repeat(np.arange(len(segments)), counts), starts, streams, setups, setup_of)
+    begun = tuple(segments[head][0] for head in heads)
+    if opened:
+        streams, begun = (opened.streams, *streams[1:]), (opened.head, *begun[1:])
+    setups, setup_of = _setups(streams, before.setups if before else ((), ()))
+    segment_of = np.repeat(np.arange(len(segments)), counts)
+    return Track(tuple(segments), np.cumsum(file_of), tuple(heads), begun, samples, segment_of, starts, streams, setups, setup_of, before)
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
@@ -112,10 +129,12 @@ def _streams(segments: Sequence[tuple[Taken, Index]], edges: Sequence[int]) -> t
     return tuple(found)
 
 
-def _setups(streams: Sequence[tuple[Stream | None, Stream | None]]) -> tuple[tuple[tuple[Stream, ...], tuple[Stream, ...]], Ints]:
-    """For each kind the set-ups that need a decoder of their own, and for each kind and file which of them it has."""
-    known: tuple[dict[object, int], dict[object, int]] = ({}, {})
-    lists: tuple[list[Stream], list[Stream]] = ([], [])
+def _setups(
+    streams: Sequence[tuple[Stream | None, Stream | None]], held: tuple[Sequence[Stream], Sequence[Stream]],
+) -> tuple[tuple[tuple[Stream, ...], tuple[Stream, ...]], Ints]:  # fmt: skip
+    """For each kind the set-ups that need a decoder of their own (those `held` first), and for each kind and file which of them it has."""
+    lists = list(held[0]), list(held[1])
+    known = tuple({(one.codec, one.setup, one.channels, one.rate): number for number, one in enumerate(some)} for some in lists)
     of = np.zeros((2, len(streams)), np.int64)
     for file, pair in enumerate(streams):
         for kind, stream in enumerate(pair):
@@ -137,10 +156,18 @@ def lane(track: Track, kind: int) -> Rows:
     time = np.clip(some["time_us"][row], -SANE_US, SANE_US)
     rows = Rows(track.segment_of[row], file[row], time, some["duration_us"][row].astype(np.int64), some["key"][row] != 0, row)
     if np.any((np.diff(rows.time) < 0) & (np.diff(rows.file) == 0)):
+        if track.before:
+            raise Unlike
         rows = rows.take(np.lexsort((rows.time, rows.file)))
     if len(rows):  # timestamps that lie are left out before anything is reckoned by them
         first = np.minimum(rows.edges(track.files)[0], len(rows) - 1)
-        sane = rows.time - rows.time[first][rows.file] < MAX_SPAN_US
+        firsts = rows.time[first]
+        run = track.opened.runs[kind] if track.opened else None
+        if track.opened and run and rows.file[0] == 0:
+            if rows.time[0] < track.opened.last_us[kind]:
+                raise Unlike
+            firsts[0] = run.first_us
+        sane = rows.time - firsts[rows.file] < MAX_SPAN_US
         rows = rows if sane.all() else rows.take(sane)
     return rows
 
@@ -154,7 +181,8 @@ def shift_pauses(track: Track, lanes: Sequence[Rows], stated: Sequence[int | Non
             continue
         shares = [rows for rows in lanes if len(rows)]
         edges = [tuple(int(edge[file]) for edge in rows.edges(track.files)) for rows in shares]
-        zero = min((int(rows.time[lo]) for rows, (lo, hi) in zip(shares, edges, strict=True) if lo < hi), default=0)
+        known = [run.first_us for run in track.opened.runs if run] if track.opened and not file else []
+        zero = min([*known, *(int(rows.time[lo]) for rows, (lo, hi) in zip(shares, edges, strict=True) if lo < hi)], default=0)
         for rows, (lo, hi) in zip(shares, edges, strict=True):
             for a, b in sorted(inside):
                 part = rows.time[lo:hi]
@@ -178,10 +206,10 @@ def last_frames(rows: Rows, broken: Sequence[int]) -> None:
     rows.duration[last] = np.where(told > 0, told, median)
 
 
-def count_packets(rows: Rows, counted: Mask, files: int) -> Rows:
+def count_packets(rows: Rows, counted: Mask, files: int, opened: Run | None = None) -> Rows:
     """Opus packets stand one after the other from their file's first: WebM's milliseconds jitter. Where a timestamp departs by more than 20 ms it is right.
 
-    `counted` tells which files are Opus; others keep their timestamps. A packet whose time is already taken is left out.
+    `counted` tells which files are Opus; others keep their timestamps. A packet whose time is already taken is left out. `opened`: the first file so far.
     """
     if not len(rows):
         return rows
@@ -191,19 +219,22 @@ def count_packets(rows: Rows, counted: Mask, files: int) -> Rows:
     first, stop = rows.edges(files)
     begun = np.cumsum(rows.duration) - rows.duration
     origin = np.minimum(first, len(rows) - 1)
-    count = begun + (rows.time[origin] - begun[origin])[rows.file]
+    zero = rows.time[origin] - begun[origin]
+    if opened and rows.file[0] == 0:
+        zero[0] = opened.end_us
+    count = begun + zero[rows.file]
     apart = rows.time - count
     wrong = (apart > SNAP_US) | (apart < -np.maximum(SNAP_US, rows.duration // 2))
     keep = np.ones(len(rows), np.bool_)
     for file in np.unique(rows.file[wrong & counted[rows.file]]).tolist():
         part = slice(int(first[file]), int(stop[file]))
-        count[part], keep[part] = _recount(rows.time[part].tolist(), rows.duration[part].tolist())
+        count[part], keep[part] = _recount(rows.time[part].tolist(), rows.duration[part].tolist(), int(zero[file] + begun[part.start]))
     rows.time = np.where(counted[rows.file], count, rows.time)
     return rows if keep.all() else rows.take(keep)
 
 
-def _recount(times: list[int], durations: list[int]) -> tuple[list[int], list[bool]]:
-    counts, keeps, at = [], [], times[0]
+def _recount(times: list[int], durations: list[int], at: int) -> tuple[list[int], list[bool]]:
+    counts, keeps = [], []
     for time, duration in zip(times, durations, strict=True):
         if time - at > SNAP_US:
             at = time
@@ -214,9 +245,14 @@ def _recount(times: list[int], durations: list[int]) -> tuple[list[int], list[bo
     return counts, keeps
 
 
-def decodable(rows: Rows, files: int, broken: Sequence[int]) -> Mask:
-    """Which frames can be decoded: from the first key frame of their file on, and again after lost bytes (`broken`: the segments after them)."""
+def decodable(rows: Rows, files: int, broken: Sequence[int], *, opened: bool = False) -> Mask:
+    """Which frames can be decoded: from the first key frame of their file on, and again after lost bytes (`broken`: the segments after them).
+
+    `opened`: the first file is being decoded already.
+    """
     begins = rows.begins(broken)
+    if opened and len(rows) and rows.file[0] == 0:
+        begins = begins[1:]
     stop = rows.edges(files)[1]
     keys = np.flatnonzero(rows.key)
     where = np.searchsorted(keys, begins)
