@@ -25,7 +25,7 @@ def configure() -> None:
     last: list[Any] = [structlog.dev.ConsoleRenderer()] if terminal else [structlog.processors.format_exc_info, _hush, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *([_hush] if terminal else []), *last],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: the parts of `up` share stderr
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
 from procrastinate import JobContext
 
-from roomtape.core.errors import RoomtapeError
+from roomtape.core.errors import RoomtapeError, StorageFull, Unavailable
 from roomtape.core.lifecycle import Status
 from roomtape.db import jobs, ledger
 from roomtape.db.jobs import Ticket
@@ -24,6 +25,8 @@ CONCURRENCY = 2
 _RECONCILE_S = 15.0
 _SWEEP_S = 600.0
 _SPOOL_S = 2.0
+_GRACE_S = 10.0  # for the jobs that run when the worker is told to end; what they leave is done by the next one
+_LOST = f"{jobs.MAX_ATTEMPTS} workers died while they made this recording's files; it is tried again later."
 _DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 
 
@@ -35,7 +38,23 @@ def register(bench: Bench) -> None:
         job = context.job
         assert job is not None
         assert job.id is not None
-        await advance.advance(bench, UUID(recording_id), Ticket(job.id, job.attempts))
+        ticket = Ticket(job.id, job.attempts)
+        try:
+            await advance.advance(bench, UUID(recording_id), ticket)
+        except (Unavailable, StorageFull):
+            raise  # the database itself is away: the next look asks for it again
+        except Exception as wrong:
+            log.exception("job.failed", recording=recording_id)
+            await _rest(bench, UUID(recording_id), ticket, wrong)
+            raise
+
+
+async def _rest(bench: Bench, recording_id: UUID, ticket: Ticket, wrong: Exception) -> None:
+    """Keeps a recording whose job failed from being tried at once again."""
+    code, message = (wrong.code, wrong.message) if isinstance(wrong, RoomtapeError) else ("internal", "Making the recording's files failed; the log says why.")
+    async with bench.database.transaction() as connection:
+        if await jobs.still_mine(connection, ticket):
+            await advance.rest(connection, recording_id, code=code, message=message)
 
 
 async def work(bench: Bench, janitor: Janitor, heartbeat_s: float) -> None:
@@ -51,7 +70,7 @@ async def _jobs(bench: Bench) -> None:
     """The queue's own loop; it ends when the database goes, and begins again when it is back."""
     while True:
         try:
-            await bench.queue.run_worker_async(concurrency=CONCURRENCY, wait=True, delete_jobs="successful")
+            await bench.queue.run_worker_async(concurrency=CONCURRENCY, wait=True, delete_jobs="successful", shutdown_graceful_timeout=_GRACE_S)
         except Exception:
             log.exception("worker.interrupted")
         await asyncio.sleep(1)
@@ -73,15 +92,21 @@ async def take_over(bench: Bench, stalled_after_s: float) -> None:
     """Jobs of workers that are silent go back to the queue."""
     async with bench.database.transaction() as connection:
         taken = await jobs.take_over(connection, stalled_after_s=stalled_after_s)
+        for job in taken:
+            if job.outcome == "failed":
+                recording_id = (await jobs.job_args(connection, job.job_id))["recording_id"]
+                await advance.rest(connection, UUID(recording_id), code="workers_lost", message=_LOST)
     for job in taken:
         log.warning("job.taken_over", job=job.job_id, outcome=job.outcome, attempts=job.attempts)
 
 
 async def reconcile(bench: Bench) -> None:
     """Recordings that wait for the pipeline without a job: whatever lost it, they are asked for again. Polling is the truth."""
+    now = datetime.now(UTC)
     async with bench.database.transaction() as connection:
         for recording in await ledger.running_recordings(connection, [Status.PROCESSING]):
-            await advance.ask(connection, bench.queue, recording)
+            if not advance.rests(recording, now) and await advance.forgotten(connection, recording):
+                await advance.ask(connection, bench.queue, recording)
 
 
 async def sweep(bench: Bench, janitor: Janitor) -> None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import psycopg
 from procrastinate import App, PsycopgConnector
-from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 
@@ -119,6 +120,10 @@ async def defer(
             waiting = await scalar(connection, query, lock=queueing_lock)
             if waiting is not None:
                 return int(waiting)
+        except ConnectorException as exc:
+            if isinstance(exc.__cause__, psycopg.Error):  # the library hides it; our edge tells by it what is to be repeated
+                raise exc.__cause__ from None
+            raise
     raise Unavailable(retry_after_s=2)
 
 
@@ -132,6 +137,18 @@ async def take_over(connection: Connection, *, stalled_after_s: float = STALLED_
     """Gives the jobs of dead workers back to the queue; to be called every TAKE_OVER_EVERY_S by any number of workers."""
     cursor = await connection.execute(_TAKE_OVER, {"stalled_s": stalled_after_s, "most": max_attempts})
     return [TakenOver(*row[:4]) for row in await cursor.fetchall()]
+
+
+async def asked(connection: Connection, queueing_lock: str) -> bool:
+    """Whether a job with this queueing lock waits or is being done, be it by a worker that is dead and not yet missed."""
+    query = "SELECT EXISTS (SELECT 1 FROM procrastinate_jobs WHERE queueing_lock = %(lock)s AND status IN ('todo', 'doing'))"
+    return bool(await scalar(connection, query, lock=queueing_lock))
+
+
+async def job_args(connection: Connection, job_id: int) -> dict[str, Any]:
+    """What a job was asked to do, {} when it is gone."""
+    args: dict[str, Any] | None = await scalar(connection, "SELECT args FROM procrastinate_jobs WHERE id = %(id)s", id=job_id)
+    return args or {}
 
 
 async def job_status(connection: Connection, job_id: int) -> str | None:

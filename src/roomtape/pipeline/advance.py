@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 TASK = "advance"
 _ROUNDS = 500  # each round does a step; more means that a step does not do what the plan thinks
+_REST = timedelta(hours=1)
 _FAILURES = {
     "no_media": "Nothing was recorded: no segment arrived before the recording was completed.",
     "unreadable": "Segments arrived, but none of them holds media that can be read. They can still be downloaded as they came.",
@@ -141,13 +142,40 @@ async def _later(bench: Bench, recording_id: UUID, wrong: RoomtapeError) -> None
     log.warning("step.later", recording=str(recording_id), code=wrong.code, wait_s=wait.total_seconds())
     async with bench.database.transaction() as connection:
         recording = await ledger.lock_recording(connection, recording_id)
-        if recording.status is Status.PROCESSING:
-            error = {"code": wrong.code, "message": wrong.message, "retry_at": (datetime.now(UTC) + wait).isoformat().replace("+00:00", "Z")}
-            await ledger.set_fields(connection, recording_id, {"error": error})
+        await _note(connection, recording, wrong.code, wrong.message, wait)
         await ask(connection, bench.queue, recording, at=datetime.now(UTC) + wait)
+
+
+async def _note(connection: Connection, recording: Recording, code: str, message: str, wait: timedelta) -> None:
+    if recording.status is Status.PROCESSING:
+        error = {"code": code, "message": message, "retry_at": (datetime.now(UTC) + wait).isoformat().replace("+00:00", "Z")}
+        await ledger.set_fields(connection, recording.id, {"error": error})
+
+
+async def rest(connection: Connection, recording_id: UUID, *, code: str, message: str) -> None:
+    """Leaves a recording alone for an hour and says why: a fault of ours comes again when it is tried at once, and one that kills workers kills the work of others."""
+    recording = await ledger.find_recording(connection, recording_id)
+    if recording is not None:
+        await _note(connection, recording, code, message, _REST)
+        log.error("recording.rests", recording=str(recording_id), code=code)
+
+
+def rests(recording: Recording, now: datetime) -> bool:
+    """Whether its time of retry is still to come."""
+    until = (recording.error or {}).get("retry_at")
+    return until is not None and datetime.fromisoformat(until) > now
+
+
+async def forgotten(connection: Connection, recording: Recording) -> bool:
+    """Whether no job looks after a recording. A second one beside a running one would begin to count its attempts anew, and a recording that kills workers would kill for ever."""
+    return not await jobs.asked(connection, _name(recording))
 
 
 async def ask(connection: Connection, queue: App, recording: Recording, *, at: datetime | None = None) -> int:
     """Puts a look at a recording into the queue; one waits per recording."""
-    name = f"{TASK}:{recording.id}"
+    name = _name(recording)
     return await jobs.defer(queue, connection, TASK, lock=name, queueing_lock=name, schedule_at=at, recording_id=str(recording.id))
+
+
+def _name(recording: Recording) -> str:
+    return f"{TASK}:{recording.id}"
