@@ -137,7 +137,8 @@ class Watch:
 
     async def _elementary(self, layout: Layout, lane: Lane, start_us: int) -> door.Elementary | None:
         """Of pictures the key frames, of sound every packet that was recorded, from `start_us` on."""
-        rows = lane.rows[(lane.rows["time_us"] >= start_us) & (lane.rows["literal"] < 0)]
+        rows = lane.cut(lane.before(start_us), len(lane))
+        rows = rows[rows["literal"] < 0]
         if lane.kind == "video":
             rows = rows[rows["key"] == 1]
         if not len(rows):

@@ -102,7 +102,7 @@ def place(bodies: list[bytes], begins_us: list[int], *, cuts: list[list[bytes]] 
                 elif lane:
                     _stretch(lane, start)
                 lane.append((start, length, cts, key, setup, -1, bases[number] + offset, size))
-        lanes.append(Lane(kind, np.array(lane, PLACED), setups, tuple(literals)))
+        lanes.append(Lane(kind, (np.array(lane, PLACED),), setups, tuple(literals)))
     chunks = Chunks(tuple(f"{number:04d}" for number in range(len(stored))), starts)
     container = Container.MP4 if bodies[0][4:8] == b"ftyp" else Container.WEBM
     return Tape(Placement(tuple(lanes), chunks, container), dict(zip(chunks.keys, stored, strict=True)))
@@ -314,7 +314,7 @@ def _literals(tape: Tape, start: int, stop: int) -> int:
 def test_a_fragment_stays_the_same_when_the_picture_comes_later() -> None:
     tape = cut_file("A-vp9")
     alone = replace(tape.placement, lanes=tape.placement.lanes[1:])
-    late = replace(tape.placement, lanes=(replace(tape.placement.lanes[0], rows=tape.placement.lanes[0].rows[100:]), tape.placement.lanes[1]))
+    late = replace(tape.placement, lanes=(replace(tape.placement.lanes[0], blocks=(tape.placement.lanes[0].rows[100:],)), tape.placement.lanes[1]))
     sound = cmaf.setups(alone, 0)
     before, after = (cmaf.fragment(placement, 0, 2_000_000, 1, sound) for placement in (alone, late))
     assert tape.bytes_of(before) == tape.bytes_of(after)
@@ -389,7 +389,7 @@ def test_objects_that_no_sample_uses_are_left_out_of_an_mp4() -> None:
     tape = restarts("B-vp9")
     starts = tape.placement.chunks.starts
     lanes = tuple(
-        replace(lane, rows=lane.rows[(lane.rows["literal"] < 0) & ((lane.rows["at"] < starts[2]) | (lane.rows["at"] >= starts[3]))])
+        replace(lane, blocks=(lane.rows[(lane.rows["literal"] < 0) & ((lane.rows["at"] < starts[2]) | (lane.rows["at"] >= starts[3]))],))
         for lane in tape.placement.lanes
     )
     rope = mp4head.progressive(replace(tape.placement, lanes=lanes))

@@ -6,7 +6,7 @@ other containers and other track numbers are all the same case; the pieces of a 
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -41,7 +41,7 @@ def webm(placement: Placement, start_us: int = 0, stop_us: int | None = None, *,
     `live`: no length and no index; each window can be appended to Media Source on its own. Otherwise a file to keep, with Duration and Cues.
     A window without samples is an empty rope. ValueError for a codec without a place in Matroska.
     """
-    lanes = [lane for lane in placement.lanes if len(lane.rows)]
+    lanes = [_near(lane, start_us, stop_us) for lane in placement.lanes if len(lane)]
     clusters = _cut(lanes, start_us, stop_us)
     if not clusters:
         return Rope.of(())
@@ -53,6 +53,13 @@ def webm(placement: Placement, start_us: int = 0, stop_us: int | None = None, *,
     ends = (lane.rows[row - 1] for lane, row in zip(lanes, clusters[-1].stops, strict=True) if row)
     inside = _with_index(clusters, _info(max(_ms(int(end["time_us"] + end["cts_us"] + end["duration_us"])) for end in ends)), tracks)
     return Rope.of([Literal(head + _SEGMENT + _size8(len(inside) + sum(cluster.size for cluster in clusters)) + inside), *bodies])
+
+
+def _near(lane: Lane, start_us: int, stop_us: int | None) -> Lane:
+    """A window needs the rows in it, and of those around it the nearest."""
+    if stop_us is None:
+        return lane
+    return replace(lane, blocks=(lane.cut(max(0, lane.before(start_us) - 1), lane.before(stop_us) + 1),))
 
 
 @dataclass(frozen=True, slots=True)

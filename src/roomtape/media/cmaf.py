@@ -28,12 +28,12 @@ _AFTER_ALL = 1 << 62
 
 def setups(placement: Placement, start_us: int) -> tuple[Stream, ...]:
     """The set-up of each lane in a window that begins at `start_us`: windows with equal ones share an init; a new one is a discontinuity."""
-    return tuple(lane.setups[_setup_at(lane, start_us)] for lane in placement.lanes if len(lane.rows))
+    return tuple(lane.setups[_setup_at(lane, start_us)] for lane in placement.lanes if len(lane))
 
 
 def _setup_at(lane: Lane, start_us: int) -> int:
-    row = min(int(np.searchsorted(lane.rows["time_us"], start_us)), len(lane.rows) - 1)
-    return int(lane.rows["setup"][row])
+    row = min(lane.before(start_us), len(lane) - 1)
+    return int(lane.cut(row, row + 1)["setup"][0])
 
 
 def init(streams: Sequence[Stream]) -> bytes:
@@ -52,9 +52,9 @@ def fragment(placement: Placement, start_us: int, stop_us: int, sequence: int, s
     scales = {stream.kind: timescale(stream) for stream in streams or setups(placement, start_us)}
     parts = []
     for lane in placement.lanes:
-        first, last = np.searchsorted(lane.rows["time_us"], (start_us, stop_us))
-        if first < last and lane.kind in scales:
-            parts.append(_Part(_NUMBER[lane.kind], scales[lane.kind], lane, lane.rows[first:last]))
+        rows = lane.between(start_us, stop_us)
+        if len(rows) and lane.kind in scales:
+            parts.append(_Part(_NUMBER[lane.kind], scales[lane.kind], lane, rows))
     if not parts:
         return Rope.of(())
     places, pieces = _lay_out(placement, parts)

@@ -138,4 +138,4 @@ class Layout:
         return self.has_picture or self.has_sound
 
     def _has(self, kind: Kind) -> bool:
-        return any(lane.kind is kind and len(lane.rows) for lane in self.placement.lanes)
+        return any(lane.kind is kind and len(lane) for lane in self.placement.lanes)

@@ -67,9 +67,9 @@ def lay_out(facts: TrackFacts, taken: Sequence[Taken]) -> Layout:
     literals: list[bytes] = []
     gaps = _gaps(facts, ordered, standing, start, end)
     filled = _filled(facts, standing, heard, literals, end)
-    lanes = [Lane(Kind.VIDEO, shown, track.setups[0])] if len(shown) else []
+    lanes = [Lane(Kind.VIDEO, (shown,), track.setups[0])] if len(shown) else []
     if len(filled):
-        lanes.append(Lane(Kind.AUDIO, filled, track.setups[1], tuple(literals)))
+        lanes.append(Lane(Kind.AUDIO, (filled,), track.setups[1], tuple(literals)))
         start = min(start, int(filled["time_us"][0]))
     seen = edge.Placed(standing.picture, standing.sound, standing.keep_picture, standing.keep_sound, standing.spots, standing.late)
     cut = edge.cut(facts, track, seen, end)

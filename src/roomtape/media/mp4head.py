@@ -23,7 +23,7 @@ def progressive(placement: Placement, *, created: datetime | None = None) -> Rop
     Objects that no sample uses are left out. ValueError where a codec has no place in an MP4, see boxes.playable_as_mp4.
     """
     stamp = max(0, int((created - _EPOCH).total_seconds())) if created else 0
-    lanes = [lane for lane in placement.lanes if len(lane.rows)]
+    lanes = [lane for lane in placement.lanes if len(lane)]
     payload = _lay_out(lanes, placement.chunks)
     size = sum(part.size for part in payload.parts)
     drafts = [_Track.of(lane, offsets) for lane, offsets in zip(lanes, payload.offsets, strict=True)]

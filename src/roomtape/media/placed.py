@@ -1,6 +1,6 @@
 """Samples on the recording's clock: what a layout hands to the serialisers, so that no serialiser knows how a timeline is made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +33,57 @@ _PATCH_SIZE = 4
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One elementary stream, placed: `rows` has the dtype PLACED."""
+    """One elementary stream, placed: rows of dtype PLACED in blocks, of which those at the front stay the same while a recording grows."""
 
     kind: Kind
-    rows: npt.NDArray[np.void]
+    blocks: tuple[npt.NDArray[np.void], ...]
     setups: tuple[Stream, ...]
     literals: tuple[bytes, ...] = ()
+    _whole: list[npt.NDArray[np.void]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def rows(self) -> npt.NDArray[np.void]:
+        """All rows as one array: made once, when somebody needs them all."""
+        if not self._whole:
+            self._whole.append(joined(self.blocks, PLACED))
+        return self._whole[0]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.blocks))
+
+    @property
+    def last(self) -> npt.NDArray[np.void]:
+        """The last row, in an array of one; empty without rows."""
+        return next((block[-1:] for block in reversed(self.blocks) if len(block)), np.zeros(0, PLACED))
+
+    def before(self, time_us: int) -> int:
+        """How many rows begin before this time."""
+        count = 0
+        for block in self.blocks:
+            if len(block) and block["time_us"][-1] >= time_us:
+                return count + int(np.searchsorted(block["time_us"], time_us))
+            count += len(block)
+        return count
+
+    def cut(self, first: int, stop: int) -> npt.NDArray[np.void]:
+        """The rows first ≤ n < stop."""
+        parts, at = [], 0
+        for block in self.blocks:
+            if at < stop and at + len(block) > first:
+                parts.append(block[max(0, first - at) : stop - at])
+            at += len(block)
+        return joined(parts, PLACED)
+
+    def between(self, start_us: int, stop_us: int) -> npt.NDArray[np.void]:
+        """The rows with start ≤ time < stop."""
+        return self.cut(self.before(start_us), self.before(stop_us))
+
+
+def joined(arrays: Sequence[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """np.concatenate asks each structured array for its fields: ten times slower than joining bytes."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.frombuffer(bytearray().join(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from roomtape.core.model import Kind
 from roomtape.core.timeline import MAX_SPAN_US, OPUS_STEP_US, SNAP_US, TOUCH_US, Run
 from roomtape.media.before import Before, OpenFile, Unlike
 from roomtape.media.laid import Taken
-from roomtape.media.placed import PLACED
+from roomtape.media.placed import PLACED, joined
 from roomtape.media.sample import SAMPLE, Index, Part, Samples, Stream
 from roomtape.media.silence import silence
 
@@ -99,7 +99,7 @@ def gather(taken: Sequence[Taken], before: Before | None = None) -> Track:
         if heads:
             segments.append((segment, index))
     counts = [len(index.samples) for _, index in segments]
-    samples = _joined([index.samples for _, index in segments], SAMPLE)
+    samples = joined([index.samples for _, index in segments], SAMPLE)
     starts = np.zeros(len(segments) + 1, np.int64)
     np.cumsum([segment.size for segment, _ in segments], out=starts[1:])
     starts += before.chunks.size if before else 0
@@ -112,11 +112,6 @@ def gather(taken: Sequence[Taken], before: Before | None = None) -> Track:
     setups, setup_of = _setups(streams, before.setups if before else ((), ()))
     segment_of = np.repeat(np.arange(len(segments)), counts)
     return Track(tuple(segments), np.cumsum(file_of), tuple(heads), begun, samples, segment_of, starts, streams, setups, setup_of, before)
-
-
-def _joined(arrays: Sequence[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """np.concatenate asks each structured array for its fields: ten times slower than joining bytes."""
-    return np.frombuffer(bytearray().join(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), dtype)
 
 
 def _streams(segments: Sequence[tuple[Taken, Index]], edges: Sequence[int]) -> tuple[tuple[Stream | None, Stream | None], ...]:
@@ -326,7 +321,7 @@ def merged(pieces: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
     """Placed rows of several arrays in order of time."""
     if len(pieces) == 1:
         return pieces[0]
-    rows = _joined(pieces, PLACED)
+    rows = joined(pieces, PLACED)
     return rows[np.argsort(rows["time_us"], kind="stable")]
 
 

@@ -16,7 +16,7 @@ _KEPT = 32
 
 def streams_of(layout: Layout) -> list[Stream]:
     """Every set-up of every lane."""
-    return [stream for lane in layout.placement.lanes if len(lane.rows) for stream in lane.setups]
+    return [stream for lane in layout.placement.lanes if len(lane) for stream in lane.setups]
 
 
 def has_hls(layout: Layout) -> bool:
@@ -32,9 +32,9 @@ def has_webm(layout: Layout) -> bool:
 def fps(layout: Layout) -> float | None:
     """Pictures per second over the time in which there were any; held pictures count once."""
     for lane in layout.placement.lanes:
-        if lane.kind == "video" and len(lane.rows) > 1:
-            span = int(lane.rows["time_us"][-1] - lane.rows["time_us"][0])
-            return round((len(lane.rows) - 1) * 1_000_000 / span, 3) if span > 0 else None
+        if lane.kind == "video" and len(lane) > 1:
+            span = int(lane.last["time_us"][0] - lane.blocks[0]["time_us"][0])
+            return round((len(lane) - 1) * 1_000_000 / span, 3) if span > 0 else None
     return None
 
 

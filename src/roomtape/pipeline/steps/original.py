@@ -88,9 +88,9 @@ def _trouble(layout: Layout, seen: door.Seen) -> str | None:
     errors = sum(stream.errors for stream in seen.streams)
     for lane in layout.placement.lanes:
         counted = next((stream for stream in seen.streams if stream.kind == lane.kind), None)
-        if len(lane.rows) and (counted is None or counted.packets != len(lane.rows)):
+        if len(lane) and (counted is None or counted.packets != len(lane)):
             there = counted.packets if counted else 0
-            return f"Of {len(lane.rows)} {lane.kind} packets {there} can be read back."
+            return f"Of {len(lane)} {lane.kind} packets {there} can be read back."
     return f"{errors} packets do not decode: they were damaged when they came." if errors else None
 
 
