@@ -190,3 +190,21 @@ async def test_a_second_request_that_drips_is_cut_too(tmp_path: Path) -> None:
 )
 async def test_ranges_are_read_as_rfc_9110_says(header: str, found: tuple[int, int] | None) -> None:
     assert parse_range(header, 100) == found
+
+
+async def test_a_reader_that_goes_away_is_no_error_and_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "big").write_bytes(bytes(64 << 20))
+    rope = Rope.of([Literal(b"head"), Span("big", 0, 64 << 20)])
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(rope, Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    async with Server(Starlette(routes=[Route("/rope", answer)])).running() as server:
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /rope HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readexactly(100_000)
+            writer.transport.abort()
+        first, _, body = await server.ask("GET /rope HTTP/1.1")
+        assert (first, len(body)) == ("HTTP/1.1 200 OK", rope.size)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

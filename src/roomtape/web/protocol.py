@@ -1,6 +1,7 @@
 """uvicorn's h11 protocol with what it lacks: time limits for headers and bodies, and file bytes that go out by sendfile."""
 
 import asyncio
+import errno
 from typing import Any, BinaryIO
 
 import h11
@@ -8,6 +9,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+_BLOCK = 256 << 10
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _AT_ONCE = 4 << 20  # sendfile calls are bounded, so that the stall limit sees progress
 
 
@@ -96,11 +99,26 @@ class RopeProtocol(H11Protocol):
                     self.transport.write(part)
             try:
                 async with asyncio.timeout(self.stall_s):
-                    done = await self.loop.sendfile(self.transport, file, offset, count, fallback=False)
-            except TimeoutError as late:
+                    done = await self._hand_over(file, offset, count)
+            except (TimeoutError, OSError) as gone:
                 self.transport.abort()
-                raise ConnectionResetError from late
+                raise ConnectionResetError from gone
             if done != count:  # the object is shorter than its row says: never pad, never lie
                 self.transport.abort()
                 raise ConnectionResetError
             offset += count
+
+    async def _hand_over(self, file: BinaryIO, offset: int, count: int) -> int:
+        """By sendfile; where the file system cannot, by reading. Returns how many bytes went."""
+        try:
+            return await self.loop.sendfile(self.transport, file, offset, count, fallback=False)
+        except asyncio.SendfileNotAvailableError as wrong:
+            if not isinstance(wrong.__cause__, OSError) or wrong.__cause__.errno not in _NO_SENDFILE:
+                raise ConnectionResetError from wrong  # the reader is gone
+        file.seek(offset)
+        sent = 0
+        while sent < count and (block := file.read(min(count - sent, _BLOCK))):
+            self.transport.write(block)
+            await self.flow.drain()
+            sent += len(block)
+        return sent
