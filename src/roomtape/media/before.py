@@ -14,7 +14,7 @@ from roomtape.media.sample import Index, Stream
 Pair = tuple[Stream | None, Stream | None]  # of picture and sound, as all pairs here
 
 
-class Unlike(Exception):  # noqa: N818 - caught at once, nobody is told
+class Unlike(Exception):
     """What came does not simply follow what stands: the track is laid out anew."""
 
 

@@ -1,0 +1,118 @@
+"""Where a track has nothing: segments that nobody has, pauses, holes without media. They are told, never closed up."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roomtape.core import timeline
+from roomtape.core.model import Gap
+from roomtape.core.timeline import MANY_MISSING, QUIET_HOLE_US
+from roomtape.media import rows
+from roomtape.media.laid import Taken, TrackFacts
+from roomtape.media.rows import Ints, Rows, Track
+from roomtape.media.standing import Standing
+
+_FAR = 1 << 60
+
+
+def pitch(facts: TrackFacts, track: Track) -> int:
+    """How long a segment of this track is: by the first two starts that are stated, else by the first file's samples."""
+    heads = [track.segments[head][0] for head in track.heads[:2]]
+    stated = [one for one in (facts.stated(head) for head in heads) if one is not None]
+    if len(stated) == 2 and stated[1] > stated[0]:
+        return (stated[1] - stated[0]) // (heads[1].index - heads[0].index)
+    first = track.samples[track.file_of[track.segment_of] == 0]
+    return int(np.ptp(np.clip(first["time_us"], -rows.SANE_US, rows.SANE_US))) // max(1, int(np.sum(track.file_of == 0))) if len(first) else 0
+
+
+def spans(standing: Standing) -> list[tuple[int, int, int]]:
+    """(index, first sample, last end) of each segment that holds samples."""
+    count = len(standing.track.segments)
+    first, last = np.full(count, _FAR), np.full(count, -_FAR)
+    for lane in (standing.picture, standing.sound):
+        if len(lane):
+            begins = np.flatnonzero(np.diff(lane.segment, prepend=-1))
+            np.minimum.at(first, lane.segment[begins], np.minimum.reduceat(lane.time, begins))
+            np.maximum.at(last, lane.segment[begins], np.maximum.reduceat(lane.end, begins))
+    indices = [segment.index for segment, _ in standing.track.segments]
+    return [(index, a, b) for index, a, b in zip(indices, first.tolist(), last.tolist(), strict=True) if a < _FAR]
+
+
+def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
+    """The gaps of segments that never came, or cannot be played, each with its index."""
+    track = standing.track
+    there = {segment.index for segment, _ in track.segments}
+    first_head = track.segments[0][0].index if track.segments else _FAR
+    reasons = {one.index: "header_missing" if one.index < first_head else "not_indexed" for one in ordered if one.index not in there}
+    last = max([facts.last_index or 0, *(one.index for one in ordered)])
+    there_us = spans(standing)
+    each_us = pitch(facts, track)
+    gaps: list[Gap] = []
+    known = sorted(there)
+    for before, after in zip([facts.first_index - 1, *known], [*known, last + 1], strict=True):
+        if after - before <= 1:
+            continue
+        lost = [(index, reasons.get(index, "segment_missing")) for index in range(before + 1, min(after, before + 1 + MANY_MISSING))]
+        a = max((span[2] for span in there_us if span[0] <= before), default=start_us)
+        b = min((span[1] for span in there_us if span[0] >= after), default=end_us)
+        if before < facts.first_index:  # by the length of the others
+            a = max(0, min(a, b - each_us * (after - before - 1)))
+        elif after > last:
+            b = a + each_us * (after - before - 1)
+        gaps += timeline.split_gap(facts.id, a, b, lost if after - before - 1 <= MANY_MISSING else lost[:1])
+    return gaps
+
+
+def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
+    """All of them, in order of time, for a track from start_us to end_us."""
+    gaps = missing(facts, ordered, standing, start_us, end_us)
+    paused = [(max(a - facts.origin_us, start_us), min(b - facts.origin_us, end_us)) for a, b in facts.pauses]
+    gaps += [Gap(facts.id, a, b, "paused") for a, b in paused if a < b]
+    quiet = [hole for a, b in _holes(standing) for hole in timeline.uncovered(a, b, gaps)]
+    gaps += [Gap(facts.id, a, b, "no_media") for a, b in quiet]
+    blind = [hole for a, b in _undecodable(standing) for hole in timeline.uncovered(a, b, gaps)]
+    gaps += [Gap(facts.id, a, b, "no_media") for a, b in blind]
+    return sorted(gaps, key=lambda gap: (gap.start_us, gap.end_us, gap.segment_index or 0))
+
+
+def _holes(standing: Standing) -> list[tuple[int, int]]:
+    """Where a track has neither sound nor picture for more than 200 ms. A picture that stands still is none, while there is no sound to tell."""
+    picture, sound = standing.picture.take(standing.keep_picture), standing.sound.take(standing.keep_sound)
+    loud = np.zeros(standing.track.files, np.bool_)
+    loud[sound.file] = True
+    seen_for = np.where(loud[picture.file], np.minimum(picture.duration, QUIET_HOLE_US), picture.duration)
+    if not len(sound):
+        return _apart(picture.time, picture.time + seen_for)
+    holes: list[tuple[int, int]] = []
+    for a, b in [*_apart(sound.time, sound.end), *_outside(sound, picture)]:
+        lo, hi = np.searchsorted(picture.time, (a, b))
+        lo = max(int(lo) - 1, 0)
+        begins, ends = picture.time[lo:hi], (picture.time + seen_for)[lo:hi]
+        holes += _apart(np.concatenate([[a], begins, [b]]), np.concatenate([[a], ends, [b]]))
+    return holes
+
+
+def _outside(sound: Rows, picture: Rows) -> list[tuple[int, int]]:
+    """The parts of the track before and after its sound."""
+    if not len(picture):
+        return []
+    first, last = int(picture.time[0]), int(picture.end[-1])
+    return [(a, b) for a, b in ((first, int(sound.time[0])), (int(sound.end[-1]), last)) if a < b]
+
+
+def _apart(begins: Ints, ends: Ints) -> list[tuple[int, int]]:
+    reached = np.maximum.accumulate(ends)
+    where = np.flatnonzero(begins[1:] - reached[:-1] > QUIET_HOLE_US)
+    return list(zip(reached[where].tolist(), begins[where + 1].tolist(), strict=True))
+
+
+def _undecodable(standing: Standing) -> list[tuple[int, int]]:
+    """Where pictures came after lost bytes, but no key frame yet."""
+    picture, keep = standing.picture, standing.keep_picture
+    found = []
+    for segment in standing.broken:
+        at = int(np.searchsorted(picture.segment, segment))
+        if at < len(picture) and not keep[at]:
+            after = np.flatnonzero(keep[at:])
+            found.append((int(picture.time[at]), int(picture.time[at + int(after[0])]) if len(after) else int(picture.end[-1])))
+    return found

@@ -1,0 +1,101 @@
+"""Puts the files of a track on the recording's clock by the law of core.timeline, and decides which of their samples are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roomtape.core import timeline
+from roomtape.core.timeline import MAX_SPAN_US, TOUCH_US, Chain, FileFacts, Run, Spot
+from roomtape.media import rows
+from roomtape.media.before import Unlike
+from roomtape.media.laid import TrackFacts
+from roomtape.media.rows import Mask, Rows, Track
+from roomtape.media.sample import Index, Part
+
+_FAR = 1 << 60
+_LOSSES = frozenset(("element", "overrun", "time", "block", "block_large", "box", "box_large", "trun", "adrift"))  # warnings of the parsers
+_SAME_US = 20_000  # an old picture nearer than this to the new first one, and than half its own length, is the same picture
+
+
+@dataclass(slots=True)
+class Standing:
+    """The samples on the recording's clock, before anything is left out, and what is kept of them."""
+
+    track: Track
+    picture: Rows
+    sound: Rows
+    spots: list[Spot | None]
+    keep_picture: Mask
+    keep_sound: Mask
+    broken: list[int]
+    late: Mask  # by segment
+
+
+def begin_us(facts: TrackFacts) -> int:
+    return 0 if facts.begin_us is None else facts.begin_us - facts.origin_us
+
+
+def stand(facts: TrackFacts, track: Track) -> Standing:
+    count = track.files
+    picture, sound = rows.lane(track, 0), rows.lane(track, 1)
+    stated = [facts.stated(track.segments[head][0]) for head in track.heads]
+    if facts.pauses:
+        told = [begin_us(facts), *stated[1:]] if stated and stated[0] is None else stated
+        rows.shift_pauses(track, (picture, sound), told, [(a - facts.origin_us, b - facts.origin_us) for a, b in facts.pauses])
+    broken = [
+        at
+        for at, (segment, index) in enumerate(track.segments)
+        if index.part is Part.CUT and (track.segments[at - 1][0].index + 1 != segment.index or _lost(track.segments[at - 1][1]))
+    ]
+    rows.last_frames(picture, broken)
+    opus = np.array([bool(pair[1] and pair[1].codec == "opus") for pair in track.streams], np.bool_)
+    sound = rows.count_packets(sound, opus, count)
+    usable = rows.decodable(picture, count, broken)
+    late = np.array([not facts.closed and segment.index in facts.skips for segment, _ in track.segments], np.bool_)
+    spots = _spots(facts, track, (picture, sound), stated=stated, usable=usable, late=late, opus=opus)
+    zero = np.array([spot.zero_us if spot else 0 for spot in spots], np.int64)
+    from_picture = np.array([spot.picture_from_us if spot else _FAR for spot in spots], np.int64)
+    from_sound = np.array([spot.sound_from_us if spot else _FAR for spot in spots], np.int64)
+    picture.time += zero[picture.file]
+    sound.time += zero[sound.file]
+    base = next((spot.zero_us for spot in spots if spot), 0)
+    keep_picture = usable & (picture.time >= from_picture[picture.file]) & (picture.time < base + MAX_SPAN_US)
+    keep_sound = (sound.time >= from_sound[sound.file] - TOUCH_US) & (sound.time < base + MAX_SPAN_US)
+    if count:
+        keep_picture &= picture.time + np.minimum(picture.duration // 2, _SAME_US) < rows.until_next(from_picture)[picture.file]
+        keep_sound &= sound.end <= rows.until_next(from_sound)[sound.file] + TOUCH_US
+    return Standing(track, picture, sound, spots, keep_picture, keep_sound, broken, late)
+
+
+def _lost(index: Index) -> bool:
+    """Whether the parser passed over bytes that may have been frames."""
+    return any(word.split("@")[0] in _LOSSES for word in index.warning.split())
+
+
+def _spots(
+    facts: TrackFacts, track: Track, lanes: tuple[Rows, Rows], *, stated: Sequence[int | None], usable: Mask, late: Mask, opus: Mask,
+) -> list[Spot | None]:  # fmt: skip
+    """The law applied: a spot for each file that has anything to show or to be heard."""
+    count = track.files
+    masks = (usable, np.ones(len(lanes[1]), np.bool_))
+    packets = (np.zeros(count, np.bool_), opus)
+    whole = [rows.runs(lane, mask, count, packet) for lane, mask, packet in zip(lanes, masks, packets, strict=True)]
+    timely, belated = whole, [False] * count
+    if late.any():  # what came late has a place, but moves nothing
+        timely = []
+        for lane, mask, packet in zip(lanes, masks, packets, strict=True):
+            there = ~late[lane.segment]
+            timely.append(rows.runs(lane.take(there), mask[there], count, packet))
+        belated = [timely[0][n] is None and timely[1][n] is None for n in range(count)]
+    files, numbers = [], []
+    for number in range(count):
+        picture, sound = (runs[number] for runs in (whole if belated[number] else timely))
+        if picture or sound:
+            numbers.append(number)
+            files.append(FileFacts(track.segments[track.heads[number]][0].index, stated[number], picture, sound, belated[number]))
+    mends = {mend.file: mend for mend in facts.mends} if facts.closed else {}
+    spots: list[Spot | None] = [None] * count
+    for number, spot in zip(numbers, timeline.place(files, mends, begin_us=begin_us(facts)), strict=True):
+        spots[number] = spot
+    return spots
