@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -88,12 +89,10 @@ def compared(what: str, wanted: Sequence[Any], there: Sequence[Any]) -> Faults:
     """The same things, once each and in order."""
     if list(wanted) == list(there):
         return []
-    missing, more = len(set(wanted) - set(there)), len(set(there) - set(wanted))
-    doubled = len(there) - len(set(there)) - (len(wanted) - len(set(wanted)))
-    return [
-        f"J2: of {len(wanted)} {what} {missing} are missing, {more} are others', {doubled} are doubled"
-        + ("" if missing or more or doubled else ", the order is wrong")
-    ]
+    missing, more = Counter(wanted) - Counter(there), Counter(there) - Counter(wanted)
+    doubled = sum(count for one, count in more.items() if one in set(wanted))
+    sentence = f"J2: of {len(wanted)} {what} {missing.total()} are missing, {doubled} are doubled, {more.total() - doubled} are others'"
+    return [sentence if missing or more else f"J2: the order of {len(wanted)} {what} is wrong"]
 
 
 def j3(events: Sequence[dict[str, Any]]) -> Faults:

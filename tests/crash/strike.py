@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ SETS = {
     "send": ("sendto", "sendmsg"),
     "unlink": ("unlink", "unlinkat", "rmdir"),
 }
-_KILLED = re.compile(r"^(\d+) +\+\+\+ killed by SIGKILL", re.MULTILINE)
+_KILLED = re.compile(r"^\d+ +\+\+\+ killed by SIGKILL", re.MULTILINE)
 _CALL = re.compile(r"^(\d+) +(\w+)\(", re.MULTILINE)
 _NAMES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{12,}|\d+")
 
@@ -59,19 +58,23 @@ class Trace:
         return self.log.read_text(errors="replace")
 
     def stop(self) -> None:
-        """Lets go of all that is traced; it runs on."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        self.process.wait(30)
+        """Lets go of all that is traced; it runs on. By SIGKILL, the kernel detaches: strace itself waits for ever for one who is dying just then."""
+        self.process.kill()
+        self.process.wait()
 
-    def killed_at(self) -> str | None:
-        """The call at which somebody was killed, names and numbers left out."""
+    def killed_at(self, calls: str, nth: int) -> str | None:
+        """The call at which somebody was killed, with names and numbers left out: the first thread's nth. None: it never came to that."""
         text = self.text()
-        found = _KILLED.search(text)
-        if found is None:
+        if not _KILLED.search(text):
             return None
-        mine = [line for line in text[: found.start()].splitlines() if line.startswith(found[1] + " ") and "= ?" in line]
-        return _NAMES.sub("#", mine[-1].split(None, 1)[1])[:140] if mine else "?"
+        counted: Counter[str] = Counter()
+        for line in text.splitlines():
+            found = _CALL.match(line)
+            if found is not None and found[2] in SETS[calls]:
+                counted[found[1]] += 1
+                if counted[found[1]] == nth:
+                    return _NAMES.sub("#", line.split(None, 1)[1])[:140]
+        return None
 
 
 def traced(pids: Sequence[int]) -> bool:

@@ -18,8 +18,8 @@ from .judge import Place, j1, j4, j7, judge_meeting
 from .stage import Stage, staged, until
 from .strike import Point, attached, named, strace, survey, watch
 
-CI_POINTS = {"serve": 3, "work": 3, "postgres": 6}
-LONG_POINTS = {"serve": 80, "work": 40, "postgres": 120}
+CI_POINTS = {"serve": 10, "work": 8, "postgres": 22}
+LONG_POINTS = {"serve": 65, "work": 35, "postgres": 110}
 RECOVERY_S = 60.0
 _SETS_OF = {
     "serve": ("fsync", "rename", "write", "send", "unlink"),
@@ -84,7 +84,7 @@ class Sweep:
         with attached(self.program, self.stage.victims(point.victim), self.log, "-e", f"trace={named(point.calls)}", "-e", inject) as trace:
             played = self.meeting(point.victim, lambda: watch(self.stage, point, trace))
             watch(self.stage, point, trace)
-        where = trace.killed_at()
+        where = trace.killed_at(point.calls, point.nth)
         took_s = time.monotonic() - begun
         if where is not None:
             self.struck[point] = where
@@ -133,8 +133,14 @@ class Sweep:
         for victim in CI_POINTS:
             mine = [where for point, where in self.struck.items() if point.victim == victim]
             lines.append(f"{victim}: {len(mine)} points at {len(set(mine))} different places; calls in one meeting: {self.reach.get(victim)}")
-            lines += [f"  {times} x {where}" for where, times in Counter(where.split("(")[0] for where in mine).most_common()]
+            lines += [f"  {times} x {where}" for where, times in Counter(_place(where) for where in mine).most_common(12)]
         return "\n".join(lines)
+
+
+def _place(where: str) -> str:
+    """The call and what it was for: the file's or folder's name, without the folders above."""
+    name, _, rest = where.partition("(")
+    return f"{name} {rest.split('>')[0].split('<')[-1].rsplit('/', 2)[-1] if '<' in rest else ''}"
 
 
 def swept(wanted: dict[str, int], chromium: Path) -> None:
