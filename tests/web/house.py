@@ -92,6 +92,9 @@ class House:
     def settings(self) -> Settings:
         return Settings(database_url=SecretStr(self.database_url), data=self.data)
 
+    def revoke(self, key_id: str) -> None:
+        asyncio.run(app.revoke_key(self.settings, key_id))
+
     def login_token(self, user: str) -> str:
         return asyncio.run(app.login_link(self.settings, user))
 

@@ -162,7 +162,7 @@ async def download_recording(
     rope, made, etag = services.ropes.whole(tape, name, format)
     kind = "inline" if inline else "attachment"
     filename = _UNSAFE.sub(" ", tape.recording.title).strip()[:120] or f"recording-{tape.recording.id}"
-    ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_")
+    ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")
     encoded = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02X}" for byte in filename.encode())
     headers = {**_PRIVATE, "content-disposition": f"{kind}; filename=\"{ascii_name}.{made}\"; filename*=UTF-8''{encoded}.{made}"}
     if tape.recording.sha256 is not None and track_id is None and format in {None, made}:

@@ -210,11 +210,14 @@ async def takeable(connection: Connection, meeting: Meeting, recording_id: str |
     return found
 
 
-async def _own_track(connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str | None, participant_id: str | None) -> None:
+async def _own_track(
+    connection: Connection, subject: Subject, meeting: Meeting, recording: Recording, track_id: str | None, participant_id: str | None
+) -> None:
     """Whether the subject may send this track: its own, or any for hosts. Forbidden, Conflict `track_taken`."""
     track = next((track for track in await chunks.tracks_of(connection, recording.id) if track.id == track_id), None)
     owner = track.participant_id if track is not None else None
-    await role_for_joining(connection, subject, meeting, owner or participant_id)
+    for whose in dict.fromkeys((owner or participant_id, participant_id)):
+        await role_for_joining(connection, subject, meeting, whose)
     if owner is not None and participant_id is not None and owner != participant_id:
         raise Conflict("This track belongs to another participant: take a trackId of your own.", code="track_taken")
 
