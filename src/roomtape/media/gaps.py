@@ -9,7 +9,7 @@ from roomtape.core.model import Gap
 from roomtape.core.timeline import MANY_MISSING, QUIET_HOLE_US
 from roomtape.media import rows
 from roomtape.media.laid import Taken, TrackFacts
-from roomtape.media.rows import Ints, Rows, Track
+from roomtape.media.rows import Ints, Track
 from roomtape.media.standing import Standing
 
 _FAR = 1 << 60
@@ -42,14 +42,17 @@ def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, sta
     """The gaps of segments that never came, or cannot be played, each with its index."""
     track = standing.track
     there = {segment.index for segment, _ in track.segments}
-    first_head = track.segments[0][0].index if track.segments else _FAR
+    first_head = -1 if track.before else track.segments[0][0].index if track.segments else _FAR
     reasons = {one.index: "header_missing" if one.index < first_head else "not_indexed" for one in ordered if one.index not in there}
     last = max([facts.last_index or 0, *(one.index for one in ordered)])
     there_us = spans(standing)
+    if track.before:
+        there_us.append((track.before.segment[0].index, -_FAR, track.before.span_end_us))
     each_us = pitch(facts, track)
     gaps: list[Gap] = []
     known = sorted(there)
-    for before, after in zip([facts.first_index - 1, *known], [*known, last + 1], strict=True):
+    begun = track.before.segment[0].index if track.before else facts.first_index - 1
+    for before, after in zip([begun, *known], [*known, last + 1], strict=True):
         if after - before <= 1:
             continue
         lost = [(index, reasons.get(index, "segment_missing")) for index in range(before + 1, min(after, before + 1 + MANY_MISSING))]
@@ -64,7 +67,7 @@ def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, sta
 
 
 def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
-    """All of them, in order of time, for a track from start_us to end_us."""
+    """All of them, in order of time, for a track from start_us to end_us. Of those before a tail only the pauses are told again."""
     gaps = missing(facts, ordered, standing, start_us, end_us)
     paused = [(max(a - facts.origin_us, start_us), min(b - facts.origin_us, end_us)) for a, b in facts.pauses]
     gaps += [Gap(facts.id, a, b, "paused") for a, b in paused if a < b]
@@ -72,32 +75,52 @@ def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_
     gaps += [Gap(facts.id, a, b, "no_media") for a, b in quiet]
     blind = [hole for a, b in _undecodable(standing) for hole in timeline.uncovered(a, b, gaps)]
     gaps += [Gap(facts.id, a, b, "no_media") for a, b in blind]
+    if standing.track.before:
+        from_us = standing.track.before.time_us
+        gaps = [gap for gap in gaps if gap.reason != "no_media" or gap.end_us > from_us] + list(standing.track.before.gaps)
     return sorted(gaps, key=lambda gap: (gap.start_us, gap.end_us, gap.segment_index or 0))
 
 
 def _holes(standing: Standing) -> list[tuple[int, int]]:
     """Where a track has neither sound nor picture for more than 200 ms. A picture that stands still is none, while there is no sound to tell."""
-    picture, sound = standing.picture.take(standing.keep_picture), standing.sound.take(standing.keep_sound)
-    loud = np.zeros(standing.track.files, np.bool_)
-    loud[sound.file] = True
-    seen_for = np.where(loud[picture.file], np.minimum(picture.duration, QUIET_HOLE_US), picture.duration)
-    if not len(sound):
-        return _apart(picture.time, picture.time + seen_for)
+    (seen, seen_until), (heard, heard_until) = there(standing)
+    if not len(heard):
+        return _apart(seen, seen_until)
     holes: list[tuple[int, int]] = []
-    for a, b in [*_apart(sound.time, sound.end), *_outside(sound, picture)]:
-        lo, hi = np.searchsorted(picture.time, (a, b))
+    last = int(standing.picture.end[standing.keep_picture.nonzero()[0][-1]]) if standing.keep_picture.any() else -_FAR
+    for a, b in [*_apart(heard, heard_until), *_outside(heard, heard_until, seen, last)]:
+        lo, hi = np.searchsorted(seen, (a, b))
         lo = max(int(lo) - 1, 0)
-        begins, ends = picture.time[lo:hi], (picture.time + seen_for)[lo:hi]
+        begins, ends = seen[lo:hi], seen_until[lo:hi]
         holes += _apart(np.concatenate([[a], begins, [b]]), np.concatenate([[a], ends, [b]]))
     return holes
 
 
-def _outside(sound: Rows, picture: Rows) -> list[tuple[int, int]]:
-    """The parts of the track before and after its sound."""
-    if not len(picture):
+def there(standing: Standing, until: int = 1 << 30) -> list[tuple[Ints, Ints]]:
+    """From when until when each picture is seen, each packet heard, of those that are kept; a picture is held for 200 ms where there is sound to tell.
+
+    In front stands the last one before a tail. `until`: only the segments before this one.
+    """
+    track, found = standing.track, []
+    picture, sound = standing.picture.take(standing.keep_picture), standing.sound.take(standing.keep_sound)
+    loud = np.zeros(track.files, np.bool_)
+    loud[sound.file] = True
+    if track.opened:
+        loud[0] |= track.opened.loud
+    seen_for = np.where(loud[picture.file], np.minimum(picture.duration, QUIET_HOLE_US), picture.duration)
+    for kind, (lane, lasts) in enumerate(((picture, seen_for), (sound, sound.duration))):
+        begins, ends = lane.time[lane.segment < until], (lane.time + lasts)[lane.segment < until]
+        if track.before and (held := track.before.lanes[kind]):
+            begins, ends = np.append(held.last["time_us"], begins), np.append(held.until_us, ends)
+        found.append((begins, ends))
+    return found
+
+
+def _outside(heard: Ints, heard_until: Ints, seen: Ints, last_us: int) -> list[tuple[int, int]]:
+    """The parts of the track before and after its sound; `last_us`: the end of the last picture."""
+    if not len(seen):
         return []
-    first, last = int(picture.time[0]), int(picture.end[-1])
-    return [(a, b) for a, b in ((first, int(sound.time[0])), (int(sound.end[-1]), last)) if a < b]
+    return [(a, b) for a, b in ((int(seen[0]), int(heard[0])), (int(heard_until[-1]), last_us)) if a < b]
 
 
 def _apart(begins: Ints, ends: Ints) -> list[tuple[int, int]]:
