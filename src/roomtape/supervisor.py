@@ -73,6 +73,7 @@ class Supervisor:
     database: EmbeddedPostgres | None = None
     parts: dict[str, Part] = field(default_factory=dict)
     ending: bool = False
+    settled: bool = False
     database_falls: int = 0
     database_due: float = 0.0
 
@@ -102,6 +103,7 @@ class Supervisor:
             try:
                 with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (our own address)
                     if answer.status == HTTPStatus.OK:
+                        self.settled = True
                         return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
@@ -117,7 +119,7 @@ class Supervisor:
             if code is None or self.ending:
                 continue
             if not part.due:
-                if code == _REFUSED:
+                if code == _REFUSED and not self.settled:  # later it is a disk that filled up, say: the recordings that run go on when there is room
                     raise Refused(f"The part `{part.name}` refused to start; the lines above say why.", code="part_refused")
                 part.falls = 0 if now - part.started > _QUIET_S else part.falls
                 part.due = now + _BACKOFF_S[min(part.falls, len(_BACKOFF_S) - 1)]
