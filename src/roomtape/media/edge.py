@@ -8,8 +8,7 @@ import numpy as np
 
 from roomtape.core import timeline
 from roomtape.core.timeline import MAX_OVERLAP_US, WINDOW_US, Spot
-from roomtape.media.before import Unlike
-from roomtape.media.laid import TrackFacts, Window
+from roomtape.media.laid import TrackFacts, Unlike, Window
 from roomtape.media.rows import Ints, Mask, Rows, Track
 from roomtape.media.sample import Stream
 

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from roomtape.core.model import Kind
 from roomtape.core.timeline import MAX_SPAN_US, OPUS_STEP_US, SNAP_US, TOUCH_US, Run
-from roomtape.media.before import Before, OpenFile, Unlike
-from roomtape.media.laid import Taken
+from roomtape.media.laid import Before, OpenFile, Taken, Unlike
 from roomtape.media.placed import PLACED, joined
 from roomtape.media.sample import SAMPLE, Index, Part, Samples, Stream
 from roomtape.media.silence import silence
@@ -300,13 +299,21 @@ def stretch(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
 
 def fill(rows: npt.NDArray[np.void], setups: Sequence[Stream], literals: list[bytes], begin_us: int, end_us: int) -> npt.NDArray[np.void]:
-    """The sound without holes from begin_us to end_us: silence between packets, exact to 2.5 ms; what is left is stretched over."""
+    """The sound without holes from begin_us to end_us: silence between packets, and what is left is stretched over.
+
+    Many players count samples instead of reading timestamps, so the silence is reckoned on a grid of 2.5 ms of the clock itself: what one hole is given too
+    much the next one lacks, and a thousand restarts an hour do not add up. Only where files overlap by a hair are there more samples than time.
+    """
     if not len(rows):
         return rows
     ends = np.concatenate([[begin_us], rows["time_us"] + rows["duration_us"]])
-    holes = np.append(rows["time_us"], max(end_us, int(ends[-1]))) - ends
-    where = np.flatnonzero(holes > TOUCH_US)
-    kinds = np.stack([rows["setup"][np.maximum(where - 1, 0)].astype(np.int64), (holes[where] + OPUS_STEP_US // 2) // OPUS_STEP_US], axis=1)
+    until = np.append(rows["time_us"], max(end_us, int(ends[-1])))
+    before = np.maximum(np.arange(len(ends)) - 1, 0)[: len(ends)]
+    setup = rows["setup"][before].astype(np.int64)
+    counted = np.array([one.codec == "opus" for one in setups], np.bool_)[setup]
+    steps = until // OPUS_STEP_US - ends // OPUS_STEP_US
+    where = np.flatnonzero((until > ends) & np.where(counted, steps > 0, until - ends > TOUCH_US))
+    kinds = np.stack([setup, steps], axis=1)[where]
     pieces = [rows]
     for setup, steps in np.unique(kinds, axis=0).tolist():
         same = ends[where[(kinds[:, 0] == setup) & (kinds[:, 1] == steps)]]
@@ -329,6 +336,18 @@ def _silent(packets: Sequence[tuple[bytes, int]], setup: int, literals: list[byt
     literals.extend(packet for packet in dict.fromkeys(packet for packet, _ in packets) if packet not in literals)
     numbers = {packet: number for number, packet in enumerate(literals)}
     return literal_rows([(numbers[packet], len(packet), length) for packet, length in packets], setup, 0)
+
+
+def number_literals(rows: npt.NDArray[np.void], literals: Sequence[bytes], known: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Numbers the generated rows anew in the order in which their packets first appear, after `known` ones: so a track that grows keeps its numbers."""
+    generated = np.flatnonzero(rows["literal"] >= 0)
+    used, first, which = np.unique(rows["literal"][generated], return_index=True, return_inverse=True)
+    table = {packet: number for number, packet in enumerate(known)}
+    numbers = np.zeros(len(used), np.int32)
+    for at in np.argsort(first).tolist():
+        numbers[at] = table.setdefault(literals[used[at]], len(table))
+    rows["literal"][generated] = numbers[which]
+    return tuple(table)
 
 
 def literal_rows(packets: Sequence[tuple[int, int, int]], setup: int, start_us: int) -> npt.NDArray[np.void]:

@@ -8,8 +8,7 @@ import numpy as np
 from roomtape.core import timeline
 from roomtape.core.timeline import MAX_SPAN_US, TOUCH_US, Chain, FileFacts, Run, Spot
 from roomtape.media import rows
-from roomtape.media.before import Unlike
-from roomtape.media.laid import TrackFacts
+from roomtape.media.laid import TrackFacts, Unlike
 from roomtape.media.rows import Mask, Rows, Track
 from roomtape.media.sample import Index, Part
 
@@ -33,6 +32,11 @@ class Standing:
     usable: Mask  # pictures that can be decoded
     chains: list[Chain | None]  # what stands before each file
     runs: list[tuple[Run | None, Run | None]]  # of each file: picture, sound
+
+    @property
+    def lanes(self) -> tuple[tuple[Rows, Mask], tuple[Rows, Mask]]:
+        """Picture and sound, and which of them are kept."""
+        return (self.picture, self.keep_picture), (self.sound, self.keep_sound)
 
 
 def begin_us(facts: TrackFacts) -> int:
