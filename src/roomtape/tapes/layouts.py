@@ -3,12 +3,16 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
+from operator import attrgetter
 from uuid import UUID
 
-from roomtape.core.lifecycle import OPEN
+import structlog
+
+from roomtape.core.errors import RoomtapeError
+from roomtape.core.lifecycle import NEXT, OPEN
 from roomtape.core.model import ClockTrust
 from roomtape.core.plan import HEADS
 from roomtape.core.timeline import Mend
@@ -16,10 +20,14 @@ from roomtape.db import chunks, ledger
 from roomtape.db.database import Database
 from roomtape.db.rows import Chunk, Pause, Recording, Track
 from roomtape.media.index import unpack
-from roomtape.media.layout import Layout, Taken, TrackFacts, lay_out
+from roomtape.media.layout import Layout, Taken, TrackFacts, grow
 from roomtape.media.mends import unpack_mend
 
+log = structlog.get_logger()
+
 _KEPT = 64  # layouts; an hour of two streams takes about 12 MB
+_WARM_S = 10.0  # laying out some segments costs as much as one
+_FINAL = frozenset(status for status, after in NEXT.items() if not after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +60,76 @@ class Tape:
 
 @dataclass(slots=True)
 class _Held:
-    """What is kept of a track between requests: its segments as they were committed, and the layout of the facts it was made for."""
+    """What is kept of a track between requests: its segments as they were committed, in order of index, and the layout of the facts it was made for."""
 
     seen: int = 0
-    taken: dict[int, Taken] = field(default_factory=dict)
+    taken: tuple[Taken, ...] = ()
     facts: TrackFacts | None = None
     layout: Layout | None = None
     changed: bool = False
 
 
+@dataclass(slots=True)
+class _Reel:
+    """What is kept of a recording: its tracks, up to which commit they were read, and, once it has ended for good, the whole tape."""
+
+    seen: int = 0
+    tracks: dict[str, _Held] = field(default_factory=dict)
+    final: Tape | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Layouts:
-    """The layouts of this process. Each look costs one small query; only what was committed since is read."""
+    """The layouts of this process. Each look costs some small queries; only what was committed since is read and laid out."""
 
     def __init__(self, database: Database, *, wait_s: float, now_us: Callable[[], int]) -> None:
         """`wait_s`: how long the live edge waits for a missing segment before it goes on without it."""
         self._database = database
         self._wait_us = round(wait_s * 1_000_000)
         self._now_us = now_us
-        self._held: OrderedDict[tuple[UUID, str], _Held] = OrderedDict()
+        self._reels: OrderedDict[UUID, _Reel] = OrderedDict()
         self._waits: dict[tuple[UUID, str, int], int] = {}
-        self._lock = asyncio.Lock()
+        self._fresh: dict[UUID, Recording] = {}
 
     async def tape(self, recording: Recording) -> Tape:
-        """The recording and the layouts of all its tracks, as of now."""
-        async with self._lock:
-            return await self._tape(recording)
+        """The recording and the layouts of all its tracks, as of now.
 
-    async def _tape(self, recording: Recording) -> Tape:
+        Nothing changes once it is completed or failed: then it is answered without a query. That `recording` was read just now, and may be seen, is the
+        caller's affair.
+        """
+        reel = self._reel(recording.id)
+        async with reel.lock:
+            if reel.final is None or recording.status not in _FINAL:
+                return await self._tape(recording, reel)
+            return replace(reel.final, recording=recording)
+
+    def note(self, recording: Recording) -> None:
+        """Something was committed: the layout is made soon, so that at stop only the last of it is new."""
+        self._fresh[recording.id] = recording
+
+    async def keep_warm(self) -> None:
+        """Looks at what was noted, for ever, all of it once in a while."""
+        while True:
+            await asyncio.sleep(_WARM_S)
+            noted, self._fresh = self._fresh, {}
+            for recording in noted.values():
+                try:
+                    await self.tape(recording)
+                except RoomtapeError as wrong:
+                    log.warning("layout.cold", recording=str(recording.id), code=wrong.code)
+
+    async def _tape(self, recording: Recording, reel: _Reel) -> Tape:
         async with self._database.transaction() as connection:
             fresh = await ledger.get_recording(connection, recording.tenant_id, recording.id) or recording
             tracks = await chunks.tracks_of(connection, recording.id)
-            held = {track.id: self._hold(recording.id, track.id) for track in tracks}
-            after = min((one.seen for one in held.values()), default=0)
-            new = await chunks.chunks_of(connection, recording.id, after_commit_seq=after, with_index=True)
+            held = {track.id: reel.tracks.setdefault(track.id, _Held()) for track in tracks}
+            new = await chunks.chunks_of(connection, recording.id, after_commit_seq=reel.seen, with_index=True)
             pauses = await ledger.pauses_of(connection, recording.id)
             mends = await chunks.mends_of(connection, recording.id)
             for track in tracks:
                 _take_in(held[track.id], [chunk for chunk in new if chunk.track_id == track.id])
+            if all(chunk.track_id in held for chunk in new):  # else a track was made between two queries: its chunks are read next time
+                reel.seen = max((chunk.commit_seq for chunk in new), default=reel.seen)
             skips = {track.id: self._given_up(fresh, track, held[track.id]) for track in tracks}
             for track in tracks:
                 if skips[track.id] - set(track.live_skips):
@@ -99,24 +140,27 @@ class Layouts:
             own = tuple(unpack_mend(mend.blob) for mend in mends if mend.track_id == track.id)
             facts[track.id] = _facts(fresh, track, held[track.id], pauses=pauses, mends=own, skips=skips[track.id], origin_us=origin_us)
         layouts = {name: await _layout(held[name], facts[name]) for name in facts}
-        taken = {name: tuple(one.taken[index] for index in sorted(one.taken)) for name, one in held.items()}
+        taken = {name: one.taken for name, one in held.items()}
         marks = {name: _mark(recording.id, facts[name], held[name].seen) for name in facts}
-        return Tape(fresh, tuple(tracks), layouts, facts, taken, marks)
+        tape = Tape(fresh, tuple(tracks), layouts, facts, taken, marks)
+        reel.final = tape if fresh.status in _FINAL else None
+        return tape
 
-    def _hold(self, recording: UUID, track: str) -> _Held:
-        place = (recording, track)
-        held = self._held.setdefault(place, _Held())
-        self._held.move_to_end(place)
-        while len(self._held) > _KEPT:
-            self._held.popitem(last=False)
-        return held
+    def _reel(self, recording: UUID) -> _Reel:
+        reel = self._reels.setdefault(recording, _Reel())
+        self._reels.move_to_end(recording)
+        while len(self._reels) > 1 and sum(max(1, len(one.tracks)) for one in self._reels.values()) > _KEPT:
+            self._reels.popitem(last=False)
+        return reel
 
     def _given_up(self, recording: Recording, track: Track, held: _Held) -> set[int]:
         """Indices that the live edge no longer waits for: missing for `wait_s` while later ones are there."""
         already = set(track.live_skips)
         if recording.status not in OPEN or not held.taken:
             return already
-        missing = set(range(1, max(held.taken))) - held.taken.keys() - already if max(held.taken) - len(held.taken) < 10_000 else set()
+        newest, missing = held.taken[-1].index, set[int]()
+        if len(held.taken) < newest < len(held.taken) + 10_000:
+            missing = set(range(1, newest)).difference(already, (one.index for one in held.taken))
         now = self._now_us()
         for key in [key for key in self._waits if key[:2] == (recording.id, track.id) and key[2] not in missing]:
             del self._waits[key]
@@ -124,11 +168,14 @@ class Layouts:
 
 
 def _take_in(held: _Held, new: Sequence[Chunk]) -> None:
+    came: dict[int, Taken] = {}
     for chunk in new:
-        if chunk.commit_seq <= held.seen:
-            continue
-        indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
-        held.taken[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq)
+        if chunk.commit_seq > held.seen:
+            indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
+            came[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq)
+    if came:
+        kept = [one for one in held.taken if one.index not in came]
+        held.taken = tuple(sorted([*kept, *came.values()], key=attrgetter("index")))
         held.changed = True
     held.seen = max((chunk.commit_seq for chunk in new), default=held.seen)
 
@@ -139,7 +186,7 @@ def _origin(recording: Recording, tracks: Sequence[Track], held: Mapping[str, _H
         return recording.origin_us
     starts = []
     for track in tracks:
-        first = next((held[track.id].taken[index] for index in sorted(held[track.id].taken)), None)
+        first = next(iter(held[track.id].taken), None)
         if first is not None and first.stated_us is not None and track.clock != ClockTrust.NONE:
             starts.append(first.stated_us + track.clock_shift_us)
     return min(starts, default=recording.origin_us or 0)
@@ -172,7 +219,6 @@ def _us(when: datetime) -> int:
 
 async def _layout(held: _Held, facts: TrackFacts) -> Layout:
     if held.layout is None or held.changed or held.facts != facts:
-        taken = [held.taken[index] for index in sorted(held.taken)]
-        held.layout = await asyncio.to_thread(lay_out, facts, taken)
+        held.layout = await asyncio.to_thread(grow, held.layout, facts, held.taken)
         held.facts, held.changed = facts, False
     return held.layout

@@ -182,6 +182,8 @@ async def _take(services: Services, subject: Subject, asked: SegmentAsked, body:
         source=asked.source,
     )
     chunk, fresh = await services.segments.take(recording, said, body)
+    if fresh:
+        services.layouts.note(recording)
     view: View = {
         "trackId": chunk.track_id,
         "segmentIndex": chunk.index,
