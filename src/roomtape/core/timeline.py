@@ -128,7 +128,8 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     if error > SNAP_US:
         return _cut(file, clock, 0), chain.shift_us
     if error >= -SNAP_US:
-        return _cut(file, touch + slew(error), 0), chain.shift_us
+        heard = file.sound and chain.file.sound  # never back: players that count samples would hear what stands twice in full
+        return _cut(file, touch + (max(0, slew(error)) if heard else slew(error)), 0), chain.shift_us
     packet = file.sound.packet_us if file.sound and chain.file.sound and file.sound.packet_us == chain.file.sound.packet_us else 0
     if not packet:
         return _cut(file, clock, -error), chain.shift_us
