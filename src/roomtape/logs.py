@@ -1,10 +1,12 @@
 """Log events, not prose: one line of JSON each on stderr, or readable on a terminal; secrets never reach it."""
 
+import io
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -18,6 +20,19 @@ def _hush(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[st
     return event
 
 
+class _Stderr(io.TextIOBase):
+    """The log's stream: a line that cannot be written (a full disk) is lost, and what it tells of goes on."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
 def configure() -> None:
     """Sets up logging of the whole process."""
     terminal = sys.stderr.isatty()
@@ -25,7 +40,7 @@ def configure() -> None:
     last: list[Any] = [structlog.dev.ConsoleRenderer()] if terminal else [structlog.processors.format_exc_info, _hush, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *([_hush] if terminal else []), *last],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: the parts of `up` share stderr
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),  # a line is one write: the parts of `up` share stderr
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
