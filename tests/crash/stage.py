@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +49,7 @@ class Stage:
     parts: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
     pids: set[int] = field(default_factory=set)
+    working: set[int] = field(default_factory=set)
     falls: dict[str, int] = field(default_factory=dict)
     postgres: EmbeddedPostgres = field(init=False)
     sock_fd: int = -1
@@ -117,6 +118,13 @@ class Stage:
                 return False
 
         until(answers, f"the API did not come up; see {self.folder}/serve.log", _READY_S)
+
+    def worker_ready(self) -> None:
+        """Until the worker has once had a child that waits for jobs: that is its last step on the way up."""
+        pid = self.parts["work"].pid
+        if pid not in self.working:
+            until(lambda: len(self.victims("work")) > 1, f"the worker did not come up; see {self.folder}/work.log")
+            self.working.add(pid)
 
     def key(self) -> str:
         """An API key of an administrator."""
@@ -192,13 +200,14 @@ def kill(pids: list[int]) -> None:
 
 
 @contextmanager
-def staged(parts: tuple[str, ...] = PARTS, **more: str) -> Iterator[Stage]:
-    """A stage in a folder of its own, which goes with it. PostgreSQL's user has to be able to pass through the folder."""
-    with tempfile.TemporaryDirectory(prefix="roomtape-crash-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        stage = Stage(Path(name), more)
-        try:
-            stage.start(parts)
-            yield stage
-        finally:
-            stage.end()
+def staged(parts: tuple[str, ...] = PARTS, *, disk: Callable[[Path], AbstractContextManager[Path]] | None = None, **more: str) -> Iterator[Stage]:
+    """A stage in a folder of its own, which goes with it; `disk` mounts something on its store. PostgreSQL's user has to be able to pass through the folder."""
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="roomtape-crash-", ignore_cleanup_errors=True)))
+        folder.chmod(0o711)
+        stage = Stage(folder, more)
+        if disk is not None:
+            opened.enter_context(disk(stage.store))
+        opened.callback(stage.end)
+        stage.start(parts)
+        yield stage

@@ -15,7 +15,7 @@ import pytest
 
 from .client import Client, Ledger, Played, Script, script
 from .judge import Place, j1, j4, j7, judge_meeting
-from .stage import Stage, staged, until
+from .stage import Stage, staged
 from .strike import Point, attached, named, strace, survey, watch
 
 CI_POINTS = {"serve": 10, "work": 8, "postgres": 22}
@@ -64,7 +64,7 @@ class Sweep:
         """All parts are up again: a blow has to meet a running process, not one that is starting."""
         self.stage.tend()
         self.stage.ready()
-        until(lambda: len(self.stage.victims("work")) > 1, "the worker has not come up")
+        self.stage.worker_ready()
 
     def look(self, victim: str) -> None:
         """Counts the victim's calls in one undisturbed meeting of each script."""
