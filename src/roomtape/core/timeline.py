@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roomtape.core.model import Gap
 
@@ -69,13 +69,17 @@ class Mend:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a file stands: its own zero, and from where on its sound and picture replace what came before, all on the recording's clock."""
+    """Where a file stands: its own zero, and from where on its sound and picture replace what came before, all on the recording's clock.
+
+    `on_grid`: it overlaps the file before it by whole packets, as far as stated starts can tell.
+    """
 
     zero_us: int
     sound_from_us: int
     picture_from_us: int
     off_grid: bool = False
     mended: bool = False
+    on_grid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     steps = (-error + packet // 2) // packet
     exact = touch - steps * packet
     if abs(clock - exact) <= min(GRID_US, packet // 6):
-        return _cut(file, exact + slew(clock - exact), steps * packet), chain.shift_us
+        return replace(_cut(file, exact + slew(clock - exact), steps * packet), on_grid=steps > 0), chain.shift_us
     return _cut(file, clock, -error, off_grid=True), chain.shift_us
 
 

@@ -174,8 +174,9 @@ def _joins(standing: Standing, chunks: Chunks, mended: frozenset[int]) -> list[J
     track, sound = standing.track, standing.sound
     first, stop = sound.edges(track.files)
     found = []
+    astray = any(spot.off_grid or spot.mended for spot in standing.spots if spot)  # then the sound is asked at each overlap: jitter may hide 10 ms
     for number, spot in enumerate(standing.spots):
-        if not spot or not spot.off_grid or track.segments[track.heads[number]][0].index in mended:
+        if not spot or not (spot.off_grid or (spot.on_grid and astray)) or track.segments[track.heads[number]][0].index in mended:
             continue
         before = next(n for n in range(number - 1, -1, -1) if stop[n] > first[n])
         new, old = slice(int(first[number]), int(stop[number])), slice(int(first[before]), int(stop[before]))
