@@ -24,9 +24,10 @@ def progressive(placement: Placement, *, created: datetime | None = None) -> Rop
     """
     stamp = max(0, int((created - _EPOCH).total_seconds())) if created else 0
     lanes = [lane for lane in placement.lanes if len(lane)]
-    payload = _lay_out(lanes, placement.chunks)
-    size = sum(part.size for part in payload.parts)
-    drafts = [_Track.of(lane, offsets) for lane, offsets in zip(lanes, payload.offsets, strict=True)]
+    columns = [_Columns.of(lane, placement.chunks.size) for lane in lanes]
+    payload = _lay_out(columns, placement.chunks)
+    size = payload.size
+    drafts = [_Track.of(column, offsets) for column, offsets in zip(columns, payload.offsets, strict=True)]
 
     def head(tables: list[list[bytes]]) -> list[bytes]:
         movie = movie_header(max((draft.duration for draft in drafts), default=0), len(drafts) + 1, stamp)
@@ -42,34 +43,58 @@ def progressive(placement: Placement, *, created: datetime | None = None) -> Rop
 
 
 @dataclass(frozen=True, slots=True)
+class _Columns:
+    """A lane's rows by column: a pass over one column of whole rows reads them all. `time` has the end behind it; `at` of generated samples is that of the
+    stored one that follows them, or where the bytes end.
+    """
+
+    lane: Lane
+    time: Ints
+    size: Ints
+    at: Ints
+    generated: Ints
+    literal: Ints  # of the generated ones
+
+    @classmethod
+    def of(cls, lane: Lane, end: int) -> "_Columns":
+        rows = lane.rows
+        at, generated = np.ascontiguousarray(rows["at"]), np.flatnonzero(rows["literal"] >= 0)
+        if len(generated):
+            lasts = generated[np.append(generated[1:] != generated[:-1] + 1, True)] + 1
+            after = lasts[np.searchsorted(lasts, generated, side="right")]
+            at[generated] = np.append(at, end)[after]
+        time = np.append(rows["time_us"], rows["time_us"][-1] + rows["duration_us"][-1])
+        return cls(lane, time, rows["size"].astype(np.int64), at, generated, rows["literal"][generated].astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class _Payload:
-    """The inside of mdat: its parts, and per lane where each sample lies in it."""
+    """The inside of mdat: its parts, their size, and per lane where each sample lies in it."""
 
     parts: list[Part]
+    size: int
     offsets: list[Ints]
 
 
-def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
+def _lay_out(lanes: list[_Columns], chunks: Chunks) -> _Payload:
     """Stored objects in order; a lane's literals stand before the object of the sample that follows them, so that a player reads forward only.
 
     Equal literals of one lane before one object are there once: an hour of silence is three bytes.
     """
     objects = len(chunks.keys)
-    used, joined = np.zeros(objects, bool), np.zeros(objects + 1, bool)
+    used, joined = np.zeros(objects + 1, bool), np.zeros(objects + 1, bool)
     firsts = []
     for lane in lanes:
-        stored = lane.rows["literal"] < 0
-        at, size = lane.rows["at"][stored], lane.rows["size"][stored]
-        first, over = _objects_of(at, size, chunks.starts)
+        first, over = _objects_of(lane, chunks.starts)
         used[first] = True
-        for start, stop in zip(first[over].tolist(), (at[over] + size[over]).tolist(), strict=True):
+        for start, stop in zip(first[over].tolist(), (lane.at[over] + lane.size[over]).tolist(), strict=True):
             last = int(np.searchsorted(chunks.starts, stop)) - 1
             used[start : last + 1] = joined[start + 1 : last + 1] = True
         firsts.append(first)
     home = np.maximum.accumulate(np.where(joined, 0, np.arange(objects + 1)))
     groups = [_literal_groups(lane, first, home) for lane, first in zip(lanes, firsts, strict=True)]
     before = sum((np.bincount(group.home, group.size, objects + 1).astype(np.int64) for group in groups), np.zeros(objects + 1, np.int64))
-    kept = np.append(np.where(used, np.diff(chunks.starts), 0), 0)
+    kept = np.append(np.where(used[:-1], np.diff(chunks.starts), 0), 0)
     place = np.cumsum(before + kept) - (before + kept)
     shift = place + before - np.append(chunks.starts[:-1], 0)
     bodies: dict[int, list[bytes]] = {}
@@ -79,32 +104,33 @@ def _lay_out(lanes: list[Lane], chunks: Chunks) -> _Payload:
         for number, (where, literal) in enumerate(zip(group.home.tolist(), group.literal.tolist(), strict=True)):
             held = bodies.setdefault(where, [])
             position[number] = place[where] + sum(map(len, held))
-            held.append(lane.literals[literal])
-        offset = np.empty(len(lane.rows), np.int64)
-        stored = lane.rows["literal"] < 0
-        offset[stored] = lane.rows["at"][stored] + shift[first]
-        offset[~stored] = position[group.member]
+            held.append(lane.lane.literals[literal])
+        offset = lane.at + shift[first]
+        offset[lane.generated] = position[group.member]
         offsets.append(offset)
     parts: list[Part] = []
     for number in range(objects + 1):
         parts += map(Literal, bodies.get(number, ()))
         if number < objects and used[number]:
             parts += _object(chunks, number)
-    return _Payload(parts, offsets)
+    return _Payload(parts, int((before + kept).sum()), offsets)
 
 
-def _objects_of(at: Ints, size: Ints, starts: Ints) -> tuple[Ints, Ints]:
+def _objects_of(lane: _Columns, starts: Ints) -> tuple[Ints, Ints]:
     """The object in which each sample begins, and which samples go on in the next one: nothing may come between there.
 
     Samples mostly lie in the order of their bytes; then only the last one of each object can go on.
     """
+    at, objects = lane.at, len(starts) - 1
     if (at[1:] >= at[:-1]).all():
-        bounds = np.searchsorted(at, starts)
-        first, count = np.repeat(np.arange(len(starts) - 1), np.diff(bounds)), np.diff(bounds)
-        lasts = bounds[1:][count > 0] - 1
-        return first, lasts[at[lasts] + size[lasts] > starts[1:][count > 0]]
+        bounds = np.append(np.searchsorted(at, starts), len(at))
+        count = np.diff(bounds)
+        lasts = bounds[1:-1][count[:-1] > 0] - 1  # never a generated one: it stands before a stored one
+        return np.repeat(np.arange(objects + 1), count), lasts[at[lasts] + lane.size[lasts] > starts[1:][count[:-1] > 0]]
     first = np.searchsorted(starts, at, side="right") - 1
-    return first, np.flatnonzero(at + size > starts[first + 1])
+    over = at + lane.size > np.append(starts, 1 << 62)[first + 1]
+    over[lane.generated] = False
+    return first, np.flatnonzero(over)
 
 
 def _object(chunks: Chunks, number: int) -> list[Part]:
@@ -124,15 +150,12 @@ class _Group:
     member: Ints
 
 
-def _literal_groups(lane: Lane, first: Ints, home: Ints) -> _Group:
-    generated = np.flatnonzero(lane.rows["literal"] >= 0)
-    after = generated - np.arange(len(generated))  # how many stored samples came before = the number of the next one
-    homes = np.append(home[first], len(home) - 1)[after]
-    literals = lane.rows["literal"][generated].astype(np.int64)
-    pairs, member = np.unique(homes * (len(lane.literals) + 1) + literals, return_inverse=True)
-    literal = pairs % (len(lane.literals) + 1)
-    sizes = np.array([len(body) for body in lane.literals], np.int64)
-    return _Group(pairs // (len(lane.literals) + 1), literal, sizes[literal] if len(literal) else literal, member)
+def _literal_groups(lane: _Columns, first: Ints, home: Ints) -> _Group:
+    literals = lane.lane.literals
+    pairs, member = np.unique(home[first[lane.generated]] * (len(literals) + 1) + lane.literal, return_inverse=True)
+    literal = pairs % (len(literals) + 1)
+    sizes = np.array([len(body) for body in literals], np.int64)
+    return _Group(pairs // (len(literals) + 1), literal, sizes[literal] if len(literal) else literal, member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +170,17 @@ class _Track:
     duration: int
 
     @classmethod
-    def of(cls, lane: Lane, offsets: Ints) -> "_Track":
+    def of(cls, columns: _Columns, offsets: Ints) -> "_Track":
+        lane, time, size = columns.lane, columns.time[:-1], columns.size
         rows, scale = lane.rows, timescale(lane.setups[0])
-        time, size = rows["time_us"], rows["size"].astype(np.int64)
-        start_us, stop_us = int(time[0]), int(time[-1] + rows["duration_us"][-1])
-        ticks = _ticks(np.append(time, stop_us), scale)
+        start_us, stop_us = int(columns.time[0]), int(columns.time[-1])
+        ticks = _ticks(columns.time, scale)
         lasts = np.diff(ticks)
         first, count = runs(lasts)
         tables = [full(b"stts", 0, 0, struct.pack(">I", len(first)), table(count, lasts[first]))]
         lead_us, lag_us = 0, 0
         if rows["cts_us"].any():
-            lead_us = int((rows["time_us"] + rows["cts_us"]).min()) - start_us  # of the first picture shown, against the first one decoded
+            lead_us = int((time + rows["cts_us"]).min()) - start_us  # of the first picture shown, against the first one decoded
             lag_us = max(0, -lead_us)  # composition never stands before decoding begins
             late = _ticks(time + rows["cts_us"] + lag_us, scale) - ticks[:-1]
             first, count = runs(late)
@@ -165,8 +188,10 @@ class _Track:
         if lane.kind is Kind.VIDEO and not rows["key"].all():
             keys = np.flatnonzero(rows["key"]) + 1
             tables.append(full(b"stss", 0, 0, struct.pack(">I", len(keys)), keys.astype(">u4").tobytes()))
-        heads = np.append(True, (offsets[1:] != offsets[:-1] + size[:-1]) | (rows["setup"][1:] != rows["setup"][:-1]))
-        chunk = np.flatnonzero(heads)
+        heads = offsets[1:] != offsets[:-1] + size[:-1]
+        if len(lane.setups) > 1:
+            heads |= rows["setup"][1:] != rows["setup"][:-1]
+        chunk = np.append(0, np.flatnonzero(heads) + 1)
         held, setup = np.diff(chunk, append=len(rows)), rows["setup"][chunk].astype(np.int64) + 1
         first, _ = runs(held << 16 | setup)
         tables.append(full(b"stsc", 0, 0, struct.pack(">I", len(first)), table(first + 1, held[first], setup[first])))
