@@ -13,7 +13,7 @@ from roomtape.db.rows import Grant, Recording
 ADMIN = "role:admin"
 TOTAL_EXACT_TO = 10_000
 
-# What follows from owner, roles and visibility; shares (via = share:ID) are left alone.
+# What follows from owner, roles and visibility (`host-of:` and `guest-of:` stand for roles that a token of the host application states); shares (via = share:ID) are left alone.
 _DERIVED = """
     WITH wanted AS (SELECT r.id, r.tenant_id, r.created_at, r.owner_id, r.visibility, r.meeting_id FROM recordings r
                     WHERE r.id = %(recording_id)s OR r.meeting_id = %(meeting_id)s),
@@ -22,8 +22,13 @@ _DERIVED = """
         UNION ALL SELECT id, tenant_id, created_at, 'role:admin', 'owner', 'admin' FROM wanted
         UNION ALL SELECT w.id, w.tenant_id, w.created_at, 'user:' || p.user_id, 'host', 'host'
                   FROM wanted w JOIN participants p ON p.meeting_id = w.meeting_id AND p.role IN ('HOST', 'CO_HOST')
+        UNION ALL SELECT w.id, w.tenant_id, w.created_at, 'host-of:' || named.name, 'host', 'host'
+                  FROM wanted w JOIN meetings m ON m.id = w.meeting_id CROSS JOIN LATERAL (VALUES (m.id::text), (m.room_code)) AS named(name)
         UNION ALL SELECT w.id, w.tenant_id, w.created_at, 'user:' || p.user_id, 'view', 'visibility'
-                  FROM wanted w JOIN participants p ON p.meeting_id = w.meeting_id AND w.visibility = 'participants'
+                  FROM wanted w JOIN participants p ON p.meeting_id = w.meeting_id AND w.visibility = 'participants' AND p.role <> 'VIEWER'
+        UNION ALL SELECT w.id, w.tenant_id, w.created_at, 'guest-of:' || named.name, 'view', 'visibility'
+                  FROM wanted w JOIN meetings m ON m.id = w.meeting_id AND w.visibility = 'participants'
+                  CROSS JOIN LATERAL (VALUES (m.id::text), (m.room_code)) AS named(name)
         UNION ALL SELECT id, tenant_id, created_at, 'tenant:' || tenant_id, 'view', 'visibility' FROM wanted WHERE visibility IN ('tenant', 'public')
         UNION ALL SELECT id, tenant_id, created_at, 'public', 'view', 'visibility' FROM wanted WHERE visibility = 'public'
     ), dropped AS (

@@ -33,13 +33,12 @@ def named_user(subject: Subject, user_id: str | None) -> str:
 def subjects_of(subject: Subject) -> list[str]:
     """How the access table knows the one who asks."""
     found = ["public"]
-    if subject.standing is not Standing.ANONYMOUS:
-        found.append(f"tenant:{subject.tenant}")
-    if subject.user_id is not None:
-        found.append(f"user:{subject.user_id}")
+    if subject.user_id is not None:  # a service that names nobody is nobody of the tenant
+        found += [f"tenant:{subject.tenant}", f"user:{subject.user_id}"]
     if subject.standing is Standing.ADMIN:
         found.append(access.ADMIN)
-    return found
+    found += [f"host-of:{name}" for name, role in subject.meetings.items() if role in {Role.HOST, Role.CO_HOST}]
+    return found + [f"guest-of:{name}" for name, role in subject.meetings.items() if role is not Role.VIEWER]
 
 
 async def facts_of(connection: Connection, subject: Subject, meeting: Meeting) -> MeetingFacts:

@@ -15,6 +15,7 @@ from roomtape.core.access import Role, Standing, Subject
 from roomtape.core.errors import NotSignedIn, Refused, Unavailable
 from roomtape.core.keys import DEFAULT_TENANT
 from roomtape.settings import Settings
+from roomtape.web.route import storable
 
 log = structlog.get_logger()
 
@@ -23,6 +24,7 @@ _LEEWAY_S = 30
 _KEYS_FOR_S = 300.0
 _KEYS_AGAIN_S = 10.0  # an unknown kid asks for the keys anew, at most so often
 _LONGEST = 8192
+_LONGEST_NAME = 200
 _BY_TYPE: Mapping[type, list[str]] = {OctKey: ["HS256"], RSAKey: ["RS256"], ECKey: ["ES256"], OKPKey: ["Ed25519", "EdDSA"]}
 _PUBLIC = ["RS256", "ES256", "Ed25519", "EdDSA"]
 
@@ -109,11 +111,12 @@ def _imported(text: str) -> Key:
 
 def _subject(claims: Mapping[str, Any]) -> Subject:
     user, tenant = claims["sub"], claims.get("tenant", DEFAULT_TENANT)
-    if not isinstance(user, str) or not isinstance(tenant, str) or not 0 < len(user) <= 200 or not 0 < len(tenant) <= 200:
-        raise NotSignedIn
+    for name in (user, tenant):
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not storable(name):
+            raise NotSignedIn
     roles, stated = claims.get("roles", []), claims.get("meetings", {})
     meetings = {}
     if isinstance(stated, dict):
-        meetings = {str(key): Role(value) for key, value in stated.items() if isinstance(value, str) and value in Role.__members__}
+        meetings = {key: Role(value) for key, value in stated.items() if isinstance(value, str) and value in Role.__members__ and storable(key)}
     standing = Standing.ADMIN if isinstance(roles, list) and "admin" in roles else Standing.USER
     return Subject(standing, user, tenant, name=str(claims.get("name", ""))[:200], meetings=meetings, by_token=True)
