@@ -63,6 +63,7 @@ def assert_same(one: Layout, two: Layout) -> None:
     assert (one.start_us, one.end_us, one.settled_us, one.maps, one.newest) == (two.start_us, two.end_us, two.settled_us, two.maps, two.newest)
     assert one.windows == two.windows
     assert one.late == two.late
+    assert one.off_grid == two.off_grid
     assert one.gaps == two.gaps
     assert one.spans == two.spans
     assert one.placement.container is two.placement.container
@@ -90,7 +91,7 @@ def test_growing_segment_by_segment_and_closing_gives_the_layout_of_the_whole(se
 @given(segments=recordings(), chance=st.randoms(use_true_random=False))
 def test_growing_in_any_order_of_arrival_gives_the_layout_of_the_whole(segments: list[Taken], chance: random.Random) -> None:
     arrivals = sorted(segments, key=lambda one: one.index + chance.choice((0, 0, 0, 1.5, 4)))
-    layout, here = None, []
+    layout, here = None, list[Taken]()
     for commit, one in enumerate(arrivals, 1):
         here = sorted([*here, replace(one, commit_seq=commit)], key=lambda one: one.index)
         layout = grow(layout, LIVE, here)

@@ -95,6 +95,7 @@ def _lay_out(facts: TrackFacts, ordered: Sequence[Taken], before: Before | None)
         cut.maps,
         (*(before.spans if before else ()), *(Span(*span) for span in gaps.spans(standing))),
         tuple(stream for stream in streams if stream),
+        off_grid=any(spot.off_grid for spot in standing.spots if spot) or bool(before and before.off_grid),
     )
     return replace(layout, before=settle(facts, ordered, standing, cut, layout))
 

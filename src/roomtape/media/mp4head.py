@@ -192,7 +192,8 @@ class _Track:
         if len(lane.setups) > 1:
             heads |= rows["setup"][1:] != rows["setup"][:-1]
         chunk = np.append(0, np.flatnonzero(heads) + 1)
-        held, setup = np.diff(chunk, append=len(rows)), rows["setup"][chunk].astype(np.int64) + 1
+        held = np.diff(chunk, append=len(rows))
+        setup = rows["setup"][chunk].astype(np.int64) + 1 if len(lane.setups) > 1 else np.ones(len(chunk), np.int64)
         first, _ = runs(held << 16 | setup)
         tables.append(full(b"stsc", 0, 0, struct.pack(">I", len(first)), table(first + 1, held[first], setup[first])))
         tables.append(full(b"stsz", 0, 0, struct.pack(">II", 0, len(size)), size.astype(">u4").tobytes()))

@@ -82,7 +82,8 @@ async def _facts(bench: Bench, tape: Tape) -> Facts:
         rows = await chunks.chunks_of(connection, tape.recording.id)
         made = await artifacts.find_artifact(connection, tape.recording.id, original.KIND)
         mends = await chunks.mends_of(connection, tape.recording.id)
-    unmended = sum(len(joins_wanted(tape.facts[name], tape.taken[name])) for name in tape.layouts) if tape.ended else 0
+    troubled = [name for name, layout in tape.layouts.items() if layout.off_grid] if tape.ended else []
+    unmended = sum(len(joins_wanted(tape.facts[name], tape.taken[name])) for name in troubled)
     return Facts(
         status=tape.recording.status,
         chunks=len(rows),
