@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from roomtape.core.model import Gap
 
 SNAP_US = 20_000  # a stated start this near to the end of the file before it means that they touch
-SLEW_US = 2_000  # what one join may move towards the clock
+SLEW_US = 2_000  # what one join of pictures, or of sound that overlaps, may move towards the clock
 CALM_US = 4_000  # nearer than this a stated start says nothing that its own jitter would not
 TOUCH_US = 2_400  # less than the shortest Opus packet: stretched over, never filled
 GRID_US = 10_000  # how far off the packet grid an overlap may be stated and still be on it (for packets of 60 ms; a sixth of the packet)
@@ -132,8 +132,8 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     if error > SNAP_US:
         return _cut(file, clock, 0), chain.shift_us
     if error >= -SNAP_US:
-        heard = file.sound and chain.file.sound  # never back: players that count samples would hear what stands twice in full
-        return _cut(file, touch + (max(0, slew(error)) if heard else slew(error)), 0), chain.shift_us
+        heard = file.sound and chain.file.sound
+        return _cut(file, touch if heard else touch + slew(error), 0), chain.shift_us  # players count samples: what is no hole must be none in time either
     packet = file.sound.packet_us if file.sound and chain.file.sound and file.sound.packet_us == chain.file.sound.packet_us else 0
     if not packet:
         return _cut(file, clock, -error), chain.shift_us

@@ -302,7 +302,7 @@ def fill(rows: npt.NDArray[np.void], setups: Sequence[Stream], literals: list[by
     """The sound without holes from begin_us to end_us: silence between packets, and what is left is stretched over.
 
     Many players count samples instead of reading timestamps, so the silence is reckoned on a grid of 2.5 ms of the clock itself: what one hole is given too
-    much the next one lacks, and a thousand restarts an hour do not add up. Only where files overlap by a hair are there more samples than time.
+    much the next one lacks, and a thousand restarts an hour do not add up. (What overlaps, or lacks a hair, at a mended join does: silence would be heard.)
     """
     if not len(rows):
         return rows
@@ -312,7 +312,7 @@ def fill(rows: npt.NDArray[np.void], setups: Sequence[Stream], literals: list[by
     setup = rows["setup"][before].astype(np.int64)
     counted = np.array([one.codec == "opus" for one in setups], np.bool_)[setup]
     steps = until // OPUS_STEP_US - ends // OPUS_STEP_US
-    where = np.flatnonzero((until > ends) & np.where(counted, steps > 0, until - ends > TOUCH_US))
+    where = np.flatnonzero((until - ends > TOUCH_US) & ((steps > 0) | ~counted))
     kinds = np.stack([setup, steps], axis=1)[where]
     pieces = [rows]
     for setup, steps in np.unique(kinds, axis=0).tolist():

@@ -32,6 +32,18 @@ def tone(hz: float = 440.0, level: float = 0.5) -> Source:
     return lambda at: level * np.sin(2 * np.pi * hz * at)
 
 
+def voice(pitch_hz: float = 130.0) -> Source:
+    """Somebody who never pauses: harmonics of a pitch that wanders, louder and softer four times a second. No two moments are alike."""
+
+    def said(at: NDArray[np.float64]) -> Sound:
+        phase = 2 * np.pi * pitch_hz * (at + 0.06 * np.sin(1.7 * at) + 0.04 * np.sin(2.9 * at + 1))
+        loud = 0.65 + 0.3 * np.sin(2 * np.pi * 4.1 * at + 2 * np.sin(0.9 * at))
+        whole: Sound = loud * sum(np.sin(n * phase) / n**1.2 for n in range(1, 20)) * 0.12
+        return whole
+
+    return said
+
+
 def quiet() -> Source:
     """Digital silence."""
     return np.zeros_like
