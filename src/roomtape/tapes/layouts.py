@@ -26,7 +26,6 @@ from roomtape.media.mends import unpack_mend
 log = structlog.get_logger()
 
 _KEPT = 64  # layouts; an hour of two streams takes about 12 MB
-_WARM_S = 10.0  # laying out some segments costs as much as one
 _FINAL = frozenset(status for status, after in NEXT.items() if not after)
 
 
@@ -107,10 +106,10 @@ class Layouts:
         """Something was committed: the layout is made soon, so that at stop only the last of it is new."""
         self._fresh[recording.id] = recording
 
-    async def keep_warm(self) -> None:
-        """Looks at what was noted, for ever, all of it once in a while."""
+    async def keep_warm(self, *, every_s: float = 10.0) -> None:
+        """Looks at what was noted, for ever, but seldom: laying out some segments costs as much as one."""
         while True:
-            await asyncio.sleep(_WARM_S)
+            await asyncio.sleep(every_s)
             noted, self._fresh = self._fresh, {}
             for recording in noted.values():
                 try:
