@@ -1,5 +1,8 @@
 """The queue, procrastinate on our PostgreSQL: jobs that join our transaction, and fences so that a worker that was thought dead changes nothing."""
 
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -8,7 +11,7 @@ import psycopg
 from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.jobs import Job, Status
-from procrastinate.manager import JobManager
+from procrastinate.manager import JobManager, NotificationCallback
 
 from roomtape.core.errors import Unavailable
 from roomtape.db.database import CONNECT_S, Connection, scalar
@@ -17,6 +20,7 @@ HEARTBEAT_S = 10.0
 STALLED_AFTER_S = 25.0  # with a take-over every 10 s and a poll of 1 s, dead work goes on within 60 s
 TAKE_OVER_EVERY_S = 10.0
 MAX_ATTEMPTS = 3
+_AGAIN_S = 1.0
 
 # A worker's word about a job counts only while the attempt it speaks of is the present one. A job that goes back to the queue while another with its
 # queueing lock waits there ends instead: the waiting one does the same work (plan again), and the index allows only one.
@@ -60,15 +64,41 @@ class Ticket:
 
 
 class FencedJobs(JobManager):
-    """The library ends or repeats a job by its id alone, so that a worker woken from the dead would end the job that another one is doing; here the attempt counts."""
+    """The library ends or repeats a job by its id alone, so that a worker woken from the dead would end the job that another one is doing; here the attempt counts.
+
+    And it says a thing once: where the database is away in that moment, a living worker would never beat again and be robbed of each job at once, or a job
+    whose end nobody heard would stay `doing` and hold its lock for as long as its worker lives. Here it is said until it is heard.
+    """
 
     async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
-        await self.connector.execute_query_all_async(query=_FINISH, id=job.id, attempts=job.attempts, status=status.value, delete=delete_job)
+        await self._insist(_FINISH, id=job.id, attempts=job.attempts, status=status.value, delete=delete_job)
 
     async def retry_job(
         self, job: Job, retry_at: datetime | None = None, priority: int | None = None, queue: str | None = None, lock: str | None = None
     ) -> None:
-        await self.connector.execute_query_all_async(query=_RETRY, id=job.id, attempts=job.attempts, at=retry_at, priority=priority, queue=queue, lock=lock)
+        await self._insist(_RETRY, id=job.id, attempts=job.attempts, at=retry_at, priority=priority, queue=queue, lock=lock)
+
+    async def update_heartbeat(self, worker_id: int) -> None:
+        with suppress(ConnectorException):  # the next beat comes
+            await super().update_heartbeat(worker_id)
+
+    async def listen_for_jobs(self, *, on_notification: NotificationCallback, queues: Iterable[str] | None = None) -> None:
+        while True:
+            with suppress(ConnectorException):  # until it listens again, the poll alone finds jobs
+                await super().listen_for_jobs(on_notification=on_notification, queues=queues)
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _insist(self, query: str, **values: Any) -> None:
+        """Repeats while the database is away; what it does not take for another reason is raised."""
+        while True:
+            try:
+                await self.connector.execute_query_all_async(query=query, **values)
+            except ConnectorException as exc:
+                if not isinstance(exc.__cause__, psycopg.OperationalError):
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
 
 
 def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_s: float = STALLED_AFTER_S) -> App:
