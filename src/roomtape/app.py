@@ -1,23 +1,26 @@
 """Where things are built and joined: the only place that knows every part."""
 
 import asyncio
+import os
 import secrets
 import signal
 import socket
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from uuid_utils.compat import uuid7
 
 from roomtape.capture.segments import Segments
-from roomtape.core.errors import BadInput, NotFound
+from roomtape.core.errors import BadInput, NotFound, RoomtapeError, Unavailable
 from roomtape.core.keys import DEFAULT_TENANT
 from roomtape.db import jobs, ledger, people
 from roomtape.db.database import Database
@@ -42,6 +45,8 @@ from roomtape.web.site import site
 from roomtape.web.tokens import TokenJudge
 from roomtape.worker import register, spool_mover
 from roomtape.worker import work as work_on
+
+log = structlog.get_logger()
 
 _PORT_FILE = "port"
 _GRACE_S = 5
@@ -73,9 +78,50 @@ def _store(settings: Settings) -> SpooledStore:
     return SpooledStore(primary, stores.open_folder(settings.spool.absolute().as_uri()))
 
 
-def _host() -> str:
-    """Names this machine's spool."""
-    return socket.gethostname()
+async def check_storage(settings: Settings) -> None:
+    """Refused where the configured store cannot be the right one. One that is only away is waited for: what comes meanwhile is kept in the spool."""
+    store = _store(settings)
+    try:
+        await stores.check(store.primary)
+    except Unavailable as wrong:
+        log.warning("storage.away", why=wrong.message)
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _beside(look: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs something while the block does; at its end it is given up."""
+    task = asyncio.create_task(look)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _look_at(store: SpooledStore) -> None:
+    """Says at the start of a part what is wrong with the store. It goes on all the same: what was refused yesterday may be a key that is just being renewed."""
+    if store.spool is None:
+        return  # a folder has shown itself when it was opened
+    try:
+        await stores.check(store.primary)
+    except RoomtapeError as wrong:
+        store.trouble = wrong.code
+        log.warning("storage.troubled", code=wrong.code, why=wrong.message)
+
+
+def _host(settings: Settings) -> str:
+    """Names this machine's spool, by a file beside it: a container that is made anew on the same disk has another host name."""
+    note = settings.data / "spool-name"
+    if not note.exists():
+        with tempfile.NamedTemporaryFile("w", dir=settings.data) as fresh:
+            fresh.write(f"{socket.gethostname()}-{secrets.token_hex(4)}")
+            fresh.flush()
+            os.fsync(fresh.fileno())
+            with suppress(FileExistsError):  # the other parts do the same at this moment
+                os.link(fresh.name, note)
+    return note.read_text()
 
 
 def _work_folder(settings: Settings) -> Path:
@@ -96,7 +142,7 @@ async def _bench(settings: Settings) -> AsyncIterator[Bench]:
         runner = await stack.enter_async_context(Runner(allow_unsandboxed=settings.allow_unsandboxed, ffmpeg=settings.ffmpeg, warm=1))
         layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
         queue = jobs.queue_app(conninfo, heartbeat_s=settings.heartbeat_s)
-        yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), _host())
+        yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), _host(settings))
 
 
 def serve(settings: Settings, fd: int | None) -> None:
@@ -117,7 +163,12 @@ def serve(settings: Settings, fd: int | None) -> None:
         lifespan="on",
     )
     (settings.data / _PORT_FILE).write_text(str(sock.getsockname()[1]))
-    uvicorn.Server(config).run(sockets=[sock])
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)  # uvicorn sets its own, and when it is done raises again what it caught, which would end us with -15 instead of 0
+    try:
+        uvicorn.Server(config).run(sockets=[sock])
+    except SystemExit as ended:  # its code for a start that failed is 3, which is ours for a refusal
+        raise SystemExit(1) from ended
 
 
 def _application(settings: Settings) -> FastAPI:
@@ -126,11 +177,11 @@ def _application(settings: Settings) -> FastAPI:
     database, store = _database(settings), _store(settings)
     queue = jobs.queue_app(database.conninfo)
     layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
-    segments = Segments(database, store, host=_host(), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
+    segments = Segments(database, store, host=_host(settings), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
     listener = Listener(database.conninfo)
     services = Services(settings, database, store, segments, layouts, judge, queue, listener, Ropes())
     app = site(services)
-    bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, _host())
+    bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, _host(settings))
     register(bench)
 
     @asynccontextmanager
@@ -142,6 +193,8 @@ def _application(settings: Settings) -> FastAPI:
             await stack.enter_async_context(queue.open_async())
             await stack.enter_async_context(listener.listening())
             await stack.enter_async_context(spool_mover(bench))
+            await stack.enter_async_context(_beside(_look_at(store)))
+            await stack.enter_async_context(_beside(layouts.keep_warm()))
             app.state.sandbox = await _level(bench.runner)
             yield
 

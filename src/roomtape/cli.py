@@ -37,6 +37,8 @@ def up(host: Host = None, port: Port = None, data: Data = None, *, as_json: Json
     settings = load(host=host, port=port, data=data)
     settings = settings.model_copy(update={"data": settings.data.expanduser().absolute()})
     supervisor.prepare(settings.data)
+    if settings.storage_url is not None:
+        asyncio.run(parts.check_storage(settings))
     sock = supervisor.listen(settings.host, settings.port)
     database = EmbeddedPostgres(settings.data / "database") if settings.database_url is None else None
     whole = supervisor.Supervisor({}, sock, database)
@@ -61,7 +63,7 @@ def up(host: Host = None, port: Port = None, data: Data = None, *, as_json: Json
 
 def _environment(settings: Settings, database: EmbeddedPostgres | None) -> dict[str, str]:
     """What the parts need beyond the operator's own environment."""
-    said = {"ROOMTAPE_DATA": str(settings.data)}
+    said = {"ROOMTAPE_DATA": str(settings.data), "ROOMTAPE_HOST": settings.host, "ROOMTAPE_PORT": str(settings.port)}
     if database is not None:
         said["ROOMTAPE_DATABASE_URL"] = database.url()
     if settings.storage_url is None:

@@ -1,9 +1,10 @@
 """Every setting, once: ROOMTAPE_* from the environment, checked at start with a sentence each."""
 
+import shutil
 from pathlib import Path
 from typing import Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from roomtape.core.errors import Refused
@@ -51,6 +52,13 @@ class Settings(BaseSettings):
         if (self.jwt_key or self.jwt_jwks_url) and not self.jwt_audience:
             raise ValueError("ROOMTAPE_JWT_AUDIENCE is missing: tokens are taken only when they name this installation as their audience")
         return self
+
+    @field_validator("ffmpeg")
+    @classmethod
+    def _ffmpeg_is_there(cls, named: str | None) -> str | None:
+        if named and shutil.which(named) is None:
+            raise ValueError(f"there is no program {named}: name an ffmpeg, or leave the setting out to use the one that comes with Roomtape")
+        return named or None
 
     @property
     def spool(self) -> Path:

@@ -1,6 +1,7 @@
 """`roomtape up`: the embedded database and the three parts as children, kept alive, and all of it ended together."""
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -49,8 +51,11 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _die_with(parent: int) -> None:
+    """In the child: whoever kills `up` ends its parts at once, so that nothing holds the port; they outlive their own kills by what is on the disk."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ class Supervisor:
             pass_fds=[self.sock.fileno()] if name == "serve" else [],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  (one thread here)
+            preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509  (one thread here)
         )
 
     def ready(self) -> None:
@@ -186,4 +191,5 @@ def prepare(data: Path) -> None:
     except PermissionError as wrong:
         raise Refused(f"{data} cannot be written by this user. Give it to the user, or name another folder with --data.", code="data_folder") from wrong
     except OSError as wrong:
-        raise Refused(f"{data} cannot be used: {wrong.strerror}. Make room or name another folder with --data.", code="data_folder") from wrong
+        todo = "Make it writable" if wrong.errno == errno.EROFS else "Make room"
+        raise Refused(f"{data} cannot be used: {wrong.strerror}. {todo} or name another folder with --data.", code="data_folder") from wrong

@@ -245,7 +245,10 @@ def _meant(doing: str, *, writes: bool = False) -> Iterator[None]:
         if _status(exc) == 507 or (code and code[1] in _FULL):
             raise StorageFull from exc
         if isinstance(exc, PermissionDeniedError | UnauthenticatedError):
-            raise Unavailable("The object store refuses our credentials.", code="storage_auth") from exc
+            raise Unavailable(
+                "The object store refuses our credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be right, and may read, write and delete.",
+                code="storage_auth",
+            ) from exc
         raise Unavailable(f"The object store failed while {doing}.", code="storage_error") from exc
 
 
