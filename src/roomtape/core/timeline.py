@@ -19,6 +19,7 @@ WINDOW_US = 2_000_000
 OPUS_STEP_US = 2_500
 MANY_MISSING = 1_000  # a longer run of missing segments is one gap: indices may reach 2**31
 _FAR = 1 << 60
+_MENDED_SLEW_US = 1_000  # with the 1.25 ms by which the mend's packets may miss, less than TOUCH_US: no hole, no packet too many
 _MEND_SEARCH_US = 60_000  # a mend that claims more than this against the clock found another word
 
 
@@ -127,7 +128,8 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     touch = _touching(file, chain)
     if mend and chain.file.sound and file.sound and abs(clock - touch - mend.offset_us) <= _MEND_SEARCH_US:
         exact = touch + mend.offset_us
-        return _cut(file, exact + slew(clock - exact), max(0, touch - exact), mended=True), chain.shift_us
+        move = max(-_MENDED_SLEW_US, min(_MENDED_SLEW_US, slew(clock - exact)))
+        return _cut(file, exact + move, max(0, touch - exact), mended=True), chain.shift_us
     error = clock - touch
     if error > SNAP_US:
         return _cut(file, clock, 0), chain.shift_us

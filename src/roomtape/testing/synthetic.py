@@ -65,7 +65,7 @@ def sampled(source: Source, start_s: float, seconds: float, *, ppm: float = 0.0)
     return source(start_s + np.arange(round(seconds * RATE_HZ)) / (RATE_HZ * (1 + ppm / 1e6)))
 
 
-def opus(sound: Sound, *, bit_rate: int = 32_000) -> list[bytes]:
+def opus(sound: Sound, *, bit_rate: int = 64_000) -> list[bytes]:
     """Opus packets of 60 ms by a fresh encoder; what does not fill the last one is not kept, as Chromium does it."""
     encoder = av.CodecContext.create("libopus", "w")
     assert isinstance(encoder, AudioCodecContext)
