@@ -10,6 +10,7 @@ from roomtape.db.rows import Artifact, Chunk, Event, Meeting, Participant, Recor
 from roomtape.media.boxes import playable_as_mp4
 from roomtape.media.index import Stream, codec_string
 from roomtape.media.layout import Layout
+from roomtape.tapes.indexing import NOT_INDEXED
 from roomtape.tapes.layouts import Tape
 from roomtape.tapes.whole import fps
 
@@ -209,7 +210,16 @@ def segment_view(chunk: Chunk, layout: Layout | None) -> View:
         "start_s": seconds(span.start_us) if span else None,
         "duration_s": seconds(span.end_us - span.start_us) if span else None,
     }
-    return view | {"warnings": [{"code": chunk.warning.split("@")[0], "message": chunk.warning}]} if chunk.warning else view
+    return view | warned(chunk)
+
+
+def warned(chunk: Chunk) -> View:
+    """`warnings` of a segment, where it has some."""
+    if not chunk.warning:
+        return {}
+    if chunk.warning == NOT_INDEXED:
+        return {"warnings": [{"code": "not_indexed", "message": "This segment is not readable as media: it plays nothing and stays downloadable."}]}
+    return {"warnings": [{"code": "partly_indexed", "message": f"Parts of this segment are not readable as media ({chunk.warning})."}]}
 
 
 def live_view(recording: Recording, tape: Tape, now: datetime) -> View:

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from roomtape.core.access import Standing, Subject
@@ -14,7 +14,7 @@ from roomtape.db import outbox
 from roomtape.library.catalog import event_view
 from roomtape.library.doorkeeper import subjects_of
 from roomtape.web.identity import Asker, subject_of
-from roomtape.web.route import Route
+from roomtape.web.route import Route, of
 from roomtape.web.services import Of, Services
 
 router = APIRouter(tags=["events"], route_class=Route)
@@ -23,7 +23,7 @@ _QUIET_S = 15.0  # a comment this often keeps proxies from closing, and notices 
 _AT_ONCE = 200
 
 
-@router.get("/events")
+@router.get("/events", response_class=Response, responses=of("text/event-stream"))
 async def stream_events(request: Request, services: Of, subject: Asker) -> StreamingResponse:
     """CloudEvents as server-sent events; `Last-Event-ID` goes on where one left off."""
     if subject.standing is Standing.ANONYMOUS:

@@ -20,7 +20,7 @@ from roomtape.library.doorkeeper import facts_of, recording_for
 from roomtape.tapes.layouts import Tape
 from roomtape.web.identity import Asker, subject_of
 from roomtape.web.ropes import RopeResponse
-from roomtape.web.route import Route
+from roomtape.web.route import Route, of
 from roomtape.web.schemas import PlaybackAsked
 from roomtape.web.services import Of, Services
 
@@ -92,28 +92,28 @@ async def _tape(services: Services, viewed: tuple[Recording, str]) -> Tape:
     return await services.layouts.tape(viewed[0])
 
 
-@by_token.get("/hls/master.m3u8")
+@by_token.get("/hls/master.m3u8", response_class=Response, responses=of("application/vnd.apple.mpegurl"))
 async def get_hls_master(services: Of, viewed: Viewed, track_id: TrackQuery = None) -> PlainTextResponse:
     """The HLS master playlist."""
     tape = await _tape(services, viewed)
     return PlainTextResponse(playback.master(tape, playback.track_of(tape, track_id)), media_type=_PLAYLIST, headers=_PRIVATE)
 
 
-@by_token.get("/hls/{track}/media.m3u8")
+@by_token.get("/hls/{track}/media.m3u8", response_class=Response, responses=of("application/vnd.apple.mpegurl"))
 async def get_hls_playlist(track: str, services: Of, viewed: Viewed) -> PlainTextResponse:
     """A track's media playlist: grows while recording."""
     tape = await _tape(services, viewed)
     return PlainTextResponse(playback.media_playlist(tape, playback.track_of(tape, track)), media_type=_PLAYLIST, headers=_PRIVATE)
 
 
-@by_token.get("/hls/{track}/init-{setup}.mp4")
+@by_token.get("/hls/{track}/init-{setup}.mp4", response_class=Response, responses=of("video/mp4"))
 async def get_hls_init(track: str, setup: int, services: Of, viewed: Viewed) -> Response:
     """The set-up of fragments."""
     tape = await _tape(services, viewed)
     return Response(playback.init(tape, playback.track_of(tape, track), setup), media_type="video/mp4", headers=_FRAGMENT)
 
 
-@by_token.get("/hls/{track}/{start_us}-{stop_us}.m4s")
+@by_token.get("/hls/{track}/{start_us}-{stop_us}.m4s", response_class=Response, responses=of("video/mp4"))
 async def get_hls_fragment(track: str, start_us: int, stop_us: int, services: Of, viewed: Viewed) -> RopeResponse:
     """A fragment: a generated moof over untouched bytes."""
     tape = await _tape(services, viewed)
@@ -127,7 +127,7 @@ async def get_stream(services: Of, viewed: Viewed, after: Annotated[int, Query(g
     return JSONResponse(playback.stream(await _tape(services, viewed), viewed[1], after), headers=_PRIVATE)
 
 
-@by_token.get("/stream/{track}/{start_us}-{stop_us}.{suffix}", name="get_stream_piece")
+@by_token.get("/stream/{track}/{start_us}-{stop_us}.{suffix}", response_class=Response, responses=of("video/webm", "video/mp4"))
 async def get_stream_piece(track: str, start_us: int, stop_us: int, suffix: str, services: Of, viewed: Viewed) -> RopeResponse:
     """A window that Media Source takes on its own."""
     tape = await _tape(services, viewed)
@@ -143,7 +143,7 @@ def _rope(services: Services, rope: Rope, media_type: str, etag: str) -> RopeRes
 
 
 @by_token.head("/download", response_model=None, include_in_schema=False)
-@by_token.get("/download", response_model=None)
+@by_token.get("/download", response_model=None, response_class=Response, responses=of("video/mp4", "video/webm"))
 async def download_recording(
     services: Of,
     viewed: Viewed,

@@ -20,7 +20,7 @@ from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by, started
-from roomtape.web.route import Route
+from roomtape.web.route import Route, of
 from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
 from roomtape.web.services import Of, Services
 from roomtape.web.views import Limit, Statuses, View, counted, link, link_offsets, statuses, whole
@@ -209,7 +209,7 @@ async def list_segments(recording_id: UUID, services: Of, subject: Asker, track_
     return {"segments": [catalog.segment_view(chunk, tape.layouts.get(chunk.track_id)) for chunk in found]}
 
 
-@router.get("/{recording_id}/segments/{index}")
+@router.get("/{recording_id}/segments/{index}", response_class=Response, responses=of("application/octet-stream"))
 async def get_segment(recording_id: UUID, index: int, services: Of, subject: Asker, track_id: str = "1") -> StreamingResponse:
     """The very bytes that were taken."""
     async with services.database.transaction() as connection:

@@ -12,6 +12,32 @@ from pydantic.alias_generators import to_camel
 
 from roomtape.core.errors import BadInput, NotFound
 
+PROBLEM: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem (RFC 9457); docs/reference/errors.md lists every code.",
+        "content": {
+            "application/problem+json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "code": {"type": "string"},
+                        "detail": {"type": "string"},
+                    },
+                    "required": ["type", "title", "status", "code", "detail"],
+                }
+            }
+        },
+    }
+}
+
+
+def of(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """How the API's description says that a route answers bytes of these media types."""
+    return {200: {"description": "The bytes", "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}}}
+
 
 class Route(APIRoute):
     """Given to each router as its `route_class`."""

@@ -21,6 +21,7 @@ from roomtape.core.model import Source
 from roomtape.db import chunks, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
+from roomtape.library.catalog import warned
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_facts, role_for_joining
 from roomtape.web.form import FIELDS_BYTES, Form
 from roomtape.web.identity import Asker
@@ -32,7 +33,7 @@ from roomtape.web.services import Of, Services
 router = APIRouter(tags=["segmented upload"], route_class=Route)
 
 View = dict[str, Any]
-_SCHEMA = SegmentAsked.model_json_schema()
+_SCHEMA = SegmentAsked.model_json_schema(ref_template="#/components/schemas/{model}")
 _NAMES = _SCHEMA["properties"]
 UPLOAD: View = {
     "parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in _NAMES.items()],
@@ -190,9 +191,8 @@ async def _take(services: Services, subject: Subject, asked: SegmentAsked, body:
         "sha256": chunk.sha256,
         "sizeBytes": chunk.size_bytes,
         "state": chunk.state.value,
+        **warned(chunk),
     }
-    if chunk.warning:
-        view["warnings"] = [{"code": chunk.warning.split("@")[0], "message": chunk.warning}]
     return JSONResponse(view, status_code=201 if fresh else 200)
 
 

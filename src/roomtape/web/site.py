@@ -5,20 +5,26 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, FastAPI, Form, Request
+from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from fastapi.security import APIKeyCookie, HTTPBearer
 
 from roomtape import __version__
 from roomtape.core.access import Standing, Subject
 from roomtape.core.errors import Forbidden, NotFound, NotSignedIn
 from roomtape.db import access
 from roomtape.web import envelope, events, idempotency, identity, lane, media, meetings, operations, pages, problems, recordings, segmented
+from roomtape.web.route import PROBLEM
 from roomtape.web.services import Of, Services
 from roomtape.web.views import whole
 
 log = structlog.get_logger()
 
 _PAGE = 50
+
+# Only for the API's description: identity.subject_of decides.
+bearer = HTTPBearer(auto_error=False, description="An API key (`rt_…`) or a token of the host application")
+session_cookie = APIKeyCookie(name=identity.COOKIE, auto_error=False, description="A signed-in person; writes carry `X-CSRF-Token`")
 
 sessions = APIRouter(include_in_schema=False)
 
@@ -97,7 +103,7 @@ def site(services: Services) -> FastAPI:
     api = APIRouter(prefix="/api/v1")
     for router in (segmented.router, meetings.router, recordings.router, media.router, media.by_token, events.router):
         api.include_router(router)
-    app.include_router(api)
+    app.include_router(api, responses=PROBLEM, dependencies=[Depends(bearer), Depends(session_cookie)])
     app.include_router(media.by_token, prefix="/api/v1/p/{token}", include_in_schema=False)  # URLs that playback hands out; nobody builds them
     app.include_router(operations.router)
     app.include_router(sessions)
