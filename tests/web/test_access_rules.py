@@ -12,7 +12,7 @@ import pytest
 
 from roomtape.core.access import ALLOWED, Relation, Verb
 
-from .house import House, Json, Taken, begin, fill, name, segments, token, until
+from .house import House, Json, Taken, begin, completed, fill, name, segments, token, until
 from .test_contract_meetings import problem
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "access.md"
@@ -240,6 +240,22 @@ def test_visibility_opens_to_whom_it_names_and_lists_agree(stage: Stage, visibil
 @pytest.mark.parametrize("field", [{"visibility": "public"}, {"legal_hold": True}, {"expires_at": "2040-01-01T00:00:00Z"}])
 def test_a_co_host_names_it_but_neither_opens_nor_ends_it(stage: Stage, field: Json) -> None:
     problem(stage.clients["co_host"].patch(f"/api/v1/recordings/{stage.taken.id}", json=field), 403, "forbidden")
+
+
+def test_a_co_host_discards_what_runs_but_not_what_is_finished(house: House, admin: httpx2.Client) -> None:
+    user = name()
+    taken = begin(admin, name())
+    path = f"/api/v1/meetings/{taken.meeting_id}"
+    admin.put(f"{path}/participants/{user}", json={"full_name": "U", "role": "CO_HOST"})
+    fill(admin, taken, segments()[:1])
+    assert completed(admin, taken)["status"] == "completed"
+    with house.client(house.key("user", user)) as co_host:
+        problem(co_host.post(f"{path}/recording/discard"), 403, "forbidden")
+        assert admin.get(f"/api/v1/recordings/{taken.id}").json()["deleted_at"] is None
+        again = begin(admin, taken.host, meetingId=taken.meeting_id)
+        assert co_host.post(f"{path}/recording/discard").json()["id"] == again.id
+        assert co_host.post(f"{path}/recording/discard").json()["id"] == again.id
+    assert admin.delete(f"/api/v1/recordings/{taken.id}").status_code == 200
 
 
 @pytest.mark.parametrize("role", ["CO_HOST", "HOST"])

@@ -9,12 +9,12 @@ from pydantic import BeforeValidator
 from roomtape.capture import control
 from roomtape.core.access import Role, Standing, Subject, Verb, authorise, may
 from roomtape.core.errors import Conflict, Forbidden, NotFound, NotSignedIn
-from roomtape.core.lifecycle import Status
+from roomtape.core.lifecycle import TAKING, Status
 from roomtape.db import access, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
-from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, subjects_of
+from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_for, subjects_of
 from roomtape.web.identity import Asker
 from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked, kept
@@ -164,9 +164,12 @@ async def resume_meeting_recording(meeting_id: str, services: Of, subject: Asker
 
 @router.post("/{meeting_id}/recording/discard")
 async def discard_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
-    """Stops the recording and puts it into the trash."""
+    """Stops the recording and puts it into the trash; one that complete-recording has closed needs the right to delete it."""
     async with services.database.transaction() as connection:
         newest = await _newest(connection, subject, meeting_id)
+        held = await ledger.lock_recording(connection, newest.id)  # else it may be finished between the look and the deed
+        if held.status not in TAKING:
+            await recording_for(connection, subject, held.id, Verb.DELETE, deleted=True)
         await control.stop(connection, newest, by=subject.user_id)
         await ledger.soft_delete(connection, newest.id, by=subject.user_id)
     return await whole(services, subject, newest.id, deleted=True)
