@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -284,13 +285,13 @@ def postgres_15(folder: Path) -> Iterator[str]:
     """The URL of a database on Debian's PostgreSQL 15, the oldest we take."""
     require(POSTGRES_15 / "initdb" if (POSTGRES_15 / "initdb").exists() else None, "PostgreSQL 15 is not installed: apt-get install postgresql-15")
     root = os.geteuid() == 0
-    who = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
+    who: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
     folder.mkdir()
     if root:
         shutil.chown(folder, "postgres", "postgres")
     (folder / "password").write_text("a-password-of-a-test")
     (folder / "password").chmod(0o644)
-    initdb = [
+    initdb: list[str | Path] = [
         POSTGRES_15 / "initdb",
         "-D",
         folder / "data",
@@ -304,7 +305,19 @@ def postgres_15(folder: Path) -> Iterator[str]:
     ]
     subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **who)
     port = free_port()
-    line = [POSTGRES_15 / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "fsync=off"]
+    line: list[str | Path] = [
+        POSTGRES_15 / "postgres",
+        "-D",
+        folder / "data",
+        "-k",
+        folder,
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"port={port}",
+        "-c",
+        "fsync=off",
+    ]
     with (folder / "log").open("wb") as log, subprocess.Popen(line, stdout=log, stderr=log, cwd=folder, **who) as server:
         try:
             yield f"postgresql://roomtape:a-password-of-a-test@127.0.0.1:{port}/postgres"
