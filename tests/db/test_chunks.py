@@ -1,6 +1,7 @@
 """Chunks: unique by (recording, track, index), idempotent by digest, in the order of commits."""
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -91,10 +92,12 @@ async def test_an_index_parsed_later_shows_up_again_at_the_end_of_the_order(data
     async with database.transaction() as connection:
         recording = await a_recording(connection)
         for index in (1, 3, 2):
-            await chunks.commit_chunk(connection, a_chunk(recording.id, index, parsed=index == 1))
+            await chunks.commit_chunk(connection, replace(a_chunk(recording.id, index, parsed=index == 1), carry=b"carry" if index == 1 else None))
         last = max(chunk.commit_seq for chunk in await chunks.chunks_of(connection, recording.id))
         await chunks.lock_track(connection, recording.id, "1")
-        assert [chunk.index for chunk in await chunks.unparsed_after(connection, recording.id, "1", 1)] == [2, 3]
+        waiting = await chunks.next_waiting(connection, recording.id, "1")
+        assert waiting is not None
+        assert waiting.index == 2
         await chunks.set_parsed(connection, recording.id, "1", 2, index_blob=b"index", carry=None, starts_file=False, media_start_us=0, media_end_us=9)
         [again] = await chunks.chunks_of(connection, recording.id, after_commit_seq=last, with_index=True)
         assert (again.index, again.parsed, again.index_blob, again.media_end_us) == (2, True, b"index", 9)
@@ -106,8 +109,11 @@ async def test_chunks_behind_a_hole_wait(database: Database) -> None:
     async with database.transaction() as connection:
         recording = await a_recording(connection)
         for index in (1, 2, 4, 5):
-            await chunks.commit_chunk(connection, a_chunk(recording.id, index, parsed=index == 1))
-        assert [chunk.index for chunk in await chunks.unparsed_after(connection, recording.id, "1", 1)] == [2]
+            await chunks.commit_chunk(connection, replace(a_chunk(recording.id, index, parsed=index <= 2), carry=b"carry" if index == 2 else None))
+        assert await chunks.next_waiting(connection, recording.id, "1") is None
+        first = await chunks.first_unparsed(connection, recording.id, "1")
+        assert first is not None
+        assert first.index == 4
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,26 +2,26 @@
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from uuid import UUID
 
 import structlog
 
-from roomtape.core.errors import BadInput, Conflict, NotFound, StorageFull
+from roomtape.core.errors import BadInput, Conflict, NotFound, RoomtapeError, StorageFull
 from roomtape.core.keys import chunk_key
 from roomtape.core.lifecycle import TAKING, ChunkState
 from roomtape.core.model import ClockTrust, StoredIn
 from roomtape.db import chunks, ledger
 from roomtape.db.database import Connection, Database
 from roomtape.db.rows import Chunk, NewChunk, Recording, Track
-from roomtape.media import index as media
 from roomtape.storage.failover import SpooledStore
 from roomtape.storage.intake import Upload
-from roomtape.tapes.indexing import NOT_INDEXED, Indexed, index_cut, index_head, off_loop, take_up
+from roomtape.tapes.indexing import Indexed, begins, index_cut, index_head, mapped, off_loop, parse_waiting
 
 log = structlog.get_logger()
+
+Still = Callable[[Connection], Awaitable[None]]
 
 BELIEVED_US = 60_000_000  # a client's clock that is further away from the arrival of its first segment is not believed
 
@@ -53,20 +53,21 @@ class Segments:
         self._reserve_bytes = reserve_bytes
         self._now_us = now_us
 
-    async def take(self, recording: Recording, said: Said, body: AsyncIterable[bytes]) -> tuple[Chunk, bool]:
+    async def take(self, recording: Recording, said: Said, body: AsyncIterable[bytes], still: Still) -> tuple[Chunk, bool]:
         """Takes one segment; returns its row and whether it is new. When this returns, kill -9 and power cuts lose nothing of it.
 
+        `still` is asked again in the transaction that commits: rights may have been lost while the body came. It raises what it wants to be raised.
         Raises BadInput (`empty_segment`, `digest_differs`), TooLarge, StorageFull, Unavailable, Conflict (`segment_differs`, `recording_completed`).
         """
         if self._store.free_bytes() < self._reserve_bytes:
             raise StorageFull(retry_after_s=10)
         upload = await self._store.intake.take(body, limit=self._limit_bytes)
         try:
-            return await self._keep(recording, said, upload)
+            return await self._keep(recording, said, upload, still)
         finally:
             await asyncio.to_thread(upload.close)
 
-    async def _keep(self, recording: Recording, said: Said, upload: Upload) -> tuple[Chunk, bool]:
+    async def _keep(self, recording: Recording, said: Said, upload: Upload, still: Still) -> tuple[Chunk, bool]:
         if not upload.size:
             raise BadInput("The segment is empty.", code="empty_segment")
         if said.sha256 and said.sha256.lower() != upload.sha256:
@@ -74,9 +75,8 @@ class Segments:
         if (there := await self._there(recording, said, upload.sha256)) is not None:
             return there, False
         key = chunk_key(recording.prefix, recording.id, said.track_id, said.index, upload.sha256)
-        with _mapped(upload.path) as data:  # the mapping outlives the file's name, which `keep` takes
-            first = bytes(data[:16])
-            head = await off_loop(len(data), index_head, data) if media.sniff(first) is not None else None
+        with mapped(upload.path) as data:  # the mapping outlives the file's name, which `keep` takes
+            indexed = await self._index(recording, said, data)
             where = await self._store.keep(upload.path, key, size=upload.size, sha256=upload.sha256)
             new = NewChunk(
                 recording_id=recording.id,
@@ -92,7 +92,28 @@ class Segments:
                 clock_offset_us=said.clock_offset_us,
                 duration_ms=None if said.duration_ms is None else round(said.duration_ms),
             )
-            return await self._commit(new, said, data, head)
+        row, fresh = await self._commit(new, said, indexed, still)
+        if fresh:
+            log.info("chunk.kept", recording=str(row.recording_id), track=row.track_id, index=row.index, size=row.size_bytes, where=row.stored_in)
+            await self._parse_waiting(row)
+        return row, fresh
+
+    async def _index(self, recording: Recording, said: Said, data: mmap.mmap) -> Indexed | None:
+        """A head at once, a byte cut when its predecessor is parsed; else it waits (None)."""
+        if begins(said.index, bytes(data[:16])):
+            return await off_loop(len(data), index_head, data)
+        async with self._database.transaction() as connection:
+            before = await chunks.get_chunk(connection, recording.id, said.track_id, said.index - 1)
+        if before is None or not before.parsed:
+            return None
+        return await off_loop(len(data), index_cut, data, before.carry)
+
+    async def _parse_waiting(self, row: Chunk) -> None:
+        """What waited behind this segment. The acknowledgement does not depend on it: what cannot be parsed now is parsed with the next segment, or at the end."""
+        try:
+            await parse_waiting(self._database, self._store, row.recording_id, row.track_id)
+        except RoomtapeError as wrong:
+            log.warning("chunk.waits", recording=str(row.recording_id), track=row.track_id, code=wrong.code)
 
     async def _there(self, recording: Recording, said: Said, digest: str) -> Chunk | None:
         """The same segment, taken before; refuses early what the ledger would refuse, before bytes are stored for nothing."""
@@ -107,32 +128,21 @@ class Segments:
             raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", state=now.status.value)
         return found
 
-    async def _commit(self, new: NewChunk, said: Said, data: mmap.mmap, head: Indexed | None) -> tuple[Chunk, bool]:
+    async def _commit(self, new: NewChunk, said: Said, indexed: Indexed | None, still: Still) -> tuple[Chunk, bool]:
         async with self._database.transaction() as connection:
             await chunks.lock_track(connection, new.recording_id, new.track_id)
+            await ledger.lock_recording(connection, new.recording_id)  # before any row of a track, as complete-recording does: no deadlock
+            await still(connection)
             track = await chunks.upsert_track(
                 connection, new.recording_id, new.track_id, participant_id=said.participant_id, kind=said.kind, source=said.source, mime_type=said.mime_type
             )
             track = await self._judge_clock(connection, track, said)
-            indexed = head or await self._index_cut(connection, new, data)
             row, fresh = await chunks.commit_chunk(connection, _with(new, indexed, _stated(said, track)))
             if fresh:
                 await self._note_origin(connection, row, track)
-                if indexed is not None:
-                    await chunks.drop_carry(connection, row.recording_id, row.track_id, row.index - 1)
-                    await take_up(connection, self._store, row, row.carry)
-        if fresh:
-            log.info("chunk.kept", recording=str(row.recording_id), track=row.track_id, index=row.index, size=row.size_bytes, where=row.stored_in)
+            if fresh and indexed is not None and indexed.carry is not None:
+                await chunks.drop_carry(connection, row.recording_id, row.track_id, row.index - 1)
         return row, fresh
-
-    async def _index_cut(self, connection: Connection, new: NewChunk, data: mmap.mmap) -> Indexed | None:
-        """A byte cut is parsed when its predecessor is; else it waits (None)."""
-        if new.index == 1:
-            return Indexed(None, None, starts_file=False, warning=NOT_INDEXED)
-        before = await chunks.get_chunk(connection, new.recording_id, new.track_id, new.index - 1)
-        if before is None or not before.parsed:
-            return None
-        return await off_loop(len(data), index_cut, data, before.carry)
 
     async def _judge_clock(self, connection: Connection, track: Track, said: Said) -> Track:
         """A track's clock is judged by the first segment that says when it was: measured, believed, or known by the track's first arrival only.
@@ -193,8 +203,3 @@ async def _warn(connection: Connection, recording_id: UUID, code: str, message: 
     recording = await ledger.lock_recording(connection, recording_id)
     if not any(warning["message"] == message for warning in recording.warnings):
         await ledger.set_fields(connection, recording_id, {"warnings": [*recording.warnings, {"code": code, "message": message}]})
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

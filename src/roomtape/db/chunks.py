@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from roomtape.core.errors import Conflict
+from roomtape.core.errors import Conflict, NotFound
 from roomtape.core.lifecycle import CHUNK_NEXT, TAKING, ChunkState, Status
 from roomtape.db.database import Connection, found, many, one, scalar
 from roomtape.db.ledger import lock_recording, move
@@ -47,7 +47,7 @@ _MISSING = """
 
 
 async def lock_track(connection: Connection, recording_id: UUID, track_id: str) -> None:
-    """Holds a track until the transaction ends, so that its cuts are parsed one after another. Take it before commit_chunk, never after: no deadlock."""
+    """Holds a track until the transaction ends, so that its cuts are parsed one after another. Take it before the recording's row, never after: no deadlock."""
     await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{recording_id}/{track_id}"])
 
 
@@ -116,6 +116,8 @@ async def commit_chunk(connection: Connection, new: NewChunk) -> tuple[Chunk, bo
         if there.sha256 != new.sha256:
             raise Conflict("Another segment has this index.", code="segment_differs", sha256=there.sha256)
         return there, False
+    if held.deleted_at is not None:
+        raise NotFound
     if held.status not in TAKING or held.complete_requested_at is not None:
         raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", state=str(held.status))
     made = found(await one(connection, Chunk, _INSERT_CHUNK, **{name: getattr(new, name) for name in _NEW}))
@@ -185,14 +187,32 @@ async def chunks_of(
     return await many(connection, Chunk, query, recording_id=recording_id, track_id=track_id, after=after_commit_seq or 0, limit=limit)
 
 
-async def unparsed_after(connection: Connection, recording_id: UUID, track_id: str, index: int) -> list[Chunk]:
-    """The chunks that wait for their predecessors: unparsed ones after `index`, up to the next hole, in order."""
+async def next_waiting(connection: Connection, recording_id: UUID, track_id: str) -> Chunk | None:
+    """The first unparsed chunk whose predecessor is parsed and has left what it needs."""
     query = f"""
-        SELECT {_LIGHT} FROM (SELECT *, index - row_number() OVER (ORDER BY index) AS run FROM chunks
-              WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND index > %(index)s) AS later
-        WHERE run = %(index)s AND NOT parsed ORDER BY index
+        SELECT {_LIGHT} FROM chunks waiting
+        WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND NOT parsed AND EXISTS (
+            SELECT 1 FROM chunks b WHERE b.recording_id = waiting.recording_id AND b.track_id = waiting.track_id AND b.index = waiting.index - 1
+              AND b.parsed AND b.carry IS NOT NULL)
+        ORDER BY index LIMIT 1
     """
-    return await many(connection, Chunk, query, recording_id=recording_id, track_id=track_id, index=index)
+    return await one(connection, Chunk, query, recording_id=recording_id, track_id=track_id)
+
+
+async def first_unparsed(connection: Connection, recording_id: UUID, track_id: str) -> Chunk | None:
+    """The first chunk that waits, whatever for."""
+    query = f"SELECT {_LIGHT} FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND NOT parsed ORDER BY index LIMIT 1"
+    return await one(connection, Chunk, query, recording_id=recording_id, track_id=track_id)
+
+
+async def carry_before(connection: Connection, recording_id: UUID, track_id: str, index: int) -> bytes | None:
+    """The newest carry of the file that a chunk before `index` belongs to; None: its file has none, or its header never came."""
+    query = """
+        SELECT carry FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND index < %(index)s AND parsed
+          AND (carry IS NOT NULL OR starts_file) ORDER BY index DESC LIMIT 1
+    """
+    carry: bytes | None = await scalar(connection, query, recording_id=recording_id, track_id=track_id, index=index)
+    return carry
 
 
 async def move_chunk(connection: Connection, recording_id: UUID, track_id: str, index: int, target: ChunkState, *, stored_in: str | None = None) -> bool:

@@ -23,6 +23,9 @@ NEVER = 1 << 62
 JUDGED = {"vp8": 1, "vp9": 2, "av1": 3, "h264": 4, "opus": 6}  # 5: h264 as Annex B; 7: other sound; 0: the container's word
 
 
+MOST = 1 << 20  # elements and frames in one segment: three hours of picture and sound; a hostile one holds a thread for seconds, not for an hour
+
+
 @dataclass(slots=True)
 class _Track:
     """A stream, how its frames are judged, how long a frame lasts where nothing else says so, and what its timestamps are late by."""
@@ -104,6 +107,7 @@ class _Walker:
         self.rows: list[tuple[int, int, int, int, int, int, int]] = []
         self.patches: list[tuple[int, int]] = []
         self.warnings = Warnings()
+        self.steps = 0
         self.need = 0  # bytes from the stop that would let the walk go on
 
     def bridge(self, pending: bytes, data: Any) -> tuple[bytes, int]:
@@ -123,6 +127,10 @@ class _Walker:
         """Walks elements from `p` until the bytes end, or an element that is not whole: there it stops."""
         file, n = self.file, len(buf)
         while p < n:
+            self.steps += 1
+            if self.steps + len(self.rows) > MOST and file.mode == "walk":
+                self.warnings.add("elements", p + base)
+                file.mode = "done"
             if file.skip or file.mode in {"lost", "done"}:
                 p = self._pass(buf, p)
                 if file.mode == "lost":
@@ -170,7 +178,7 @@ class _Walker:
         usual = {n | 0x80: (t.stream.number, t.how, t.delay_us) for n, t in known_size.items()}
         stop, ahead = min(len(buf), file.cluster_end - self.origin - base), len(buf) - 12
         cluster, scale_ns, opus = file.cluster, file.scale_ns, codecs.OPUS_US
-        while cluster >= 0 and p < ahead and buf[p] == SIMPLE_BLOCK:
+        while cluster >= 0 and p < ahead and buf[p] == SIMPLE_BLOCK and len(rows) < MOST:
             first = buf[p + 1]
             if first & 0x40 and first < 0x80:
                 at, size = p + 3, (first & 0x3F) << 8 | buf[p + 2]

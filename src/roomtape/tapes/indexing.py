@@ -1,19 +1,27 @@
-"""Segments get their index here: at upload, or when what they waited for has come, or will never come."""
+"""Segments get their index here: at upload, or when what they waited for has come, or will never come.
+
+Parsing holds no lock and no transaction: what a segment's bytes and the carry before them give is always the same, so only writing it down is guarded.
+"""
 
 import asyncio
-from collections.abc import Callable
+import mmap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from roomtape.core.model import StoredIn
 from roomtape.db import chunks
-from roomtape.db.database import Connection
+from roomtape.db.database import Connection, Database
 from roomtape.db.rows import Chunk
 from roomtape.media import index as media
 from roomtape.storage.failover import SpooledStore
 
 NOT_INDEXED = "not_indexed"
-_IN_LOOP_BYTES = 4 << 20  # parsing this much takes a millisecond or two; more goes to a thread
+_IN_LOOP_BYTES = 64 << 10  # a hostile segment can ask for a millisecond for each kilobyte; more goes to a thread
+_MOST_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +36,16 @@ class Indexed:
     warning: str | None = None
 
 
+def begins(index: int, first: bytes) -> bool:
+    """Whether a segment is the head of a file: the first one always is asked, however few bytes it has."""
+    return index == 1 or media.sniff(first) is not None
+
+
 def index_head(data: Any) -> Indexed:
     """A segment that begins with a header."""
-    return _indexed(*media.index_head(data), starts_file=True)
+    index, carry = media.index_head(data)
+    found = _indexed(index, carry, starts_file=media.sniff(bytes(data[:16])) is not None or not index.warning)
+    return found if found.starts_file else Indexed(None, None, starts_file=False, warning=NOT_INDEXED)
 
 
 def index_cut(data: Any, carry: bytes | None) -> Indexed:
@@ -41,10 +56,10 @@ def index_cut(data: Any, carry: bytes | None) -> Indexed:
 
 
 def index_after_hole(data: Any, carry: bytes | None) -> Indexed:
-    """A cut whose predecessor will never come: taken up at the next Cluster or moof, by the set-up of any earlier carry of its file."""
+    """A cut whose predecessor will never come: taken up at the next Cluster or moof, by the set-up of any earlier carry of its file; without one it has no index."""
     found = media.resync(data, carry) if carry is not None else None
     if found is None:
-        return Indexed(None, carry, starts_file=False, warning=NOT_INDEXED)
+        return Indexed(None, None, starts_file=False, warning=NOT_INDEXED)
     return _indexed(*found, starts_file=False)
 
 
@@ -62,9 +77,58 @@ async def off_loop(size: int, work: Callable[..., Indexed], *args: Any) -> Index
     return work(*args) if size <= _IN_LOOP_BYTES else await asyncio.to_thread(work, *args)
 
 
-async def set_indexed(connection: Connection, waiting: Chunk, indexed: Indexed) -> Chunk:
-    """Writes what parsing a waiting chunk gave."""
-    return await chunks.set_parsed(
+def mapped(path: Path) -> mmap.mmap:
+    """A file's bytes without reading them into memory; they stay when the file's name goes."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@asynccontextmanager
+async def opened(store: SpooledStore, chunk: Chunk) -> AsyncIterator[mmap.mmap]:
+    """A stored segment's bytes, mapped: from this machine's disk, else through a temporary file on it."""
+    where = StoredIn(chunk.stored_in)
+    path = store.path(chunk.key, where=where)
+    if path is not None and path.is_file():
+        with mapped(path) as data:
+            yield data
+        return
+    fetched = await store.intake.take(store.read(chunk.key, where=where), limit=_MOST_BYTES)
+    try:
+        with mapped(fetched.path) as data:
+            yield data
+    finally:
+        await asyncio.to_thread(fetched.close)
+
+
+async def parse_waiting(database: Database, store: SpooledStore, recording_id: UUID, track_id: str) -> int:
+    """Parses every segment whose predecessor is parsed by now, one after another; returns how many. May run in several places at once, and be killed anywhere."""
+    done = 0
+    while True:
+        async with database.transaction() as connection:
+            waiting = await chunks.next_waiting(connection, recording_id, track_id)
+            before = await chunks.get_chunk(connection, recording_id, track_id, waiting.index - 1) if waiting else None
+        if waiting is None or before is None:
+            return done
+        async with opened(store, waiting) as data:
+            indexed = await off_loop(len(data), index_cut, data, before.carry)
+        await write_down(database, waiting, indexed)
+        done += 1
+
+
+async def write_down(database: Database, waiting: Chunk, indexed: Indexed) -> None:
+    """What parsing a waiting segment gave; one that somebody else has parsed meanwhile stays as it is."""
+    async with database.transaction() as connection:
+        await chunks.lock_track(connection, waiting.recording_id, waiting.track_id)
+        now = await chunks.get_chunk(connection, waiting.recording_id, waiting.track_id, waiting.index)
+        if now is None or now.parsed:
+            return
+        await _set(connection, waiting, indexed)
+        if indexed.carry is not None:  # else the carry before it is still the only one that knows the set-up
+            await chunks.drop_carry(connection, waiting.recording_id, waiting.track_id, waiting.index - 1)
+
+
+async def _set(connection: Connection, waiting: Chunk, indexed: Indexed) -> None:
+    await chunks.set_parsed(
         connection,
         waiting.recording_id,
         waiting.track_id,
@@ -76,18 +140,3 @@ async def set_indexed(connection: Connection, waiting: Chunk, indexed: Indexed) 
         media_end_us=indexed.end_us,
         warning=indexed.warning,
     )
-
-
-async def read_whole(store: SpooledStore, chunk: Chunk) -> bytes:
-    """A segment's bytes; segments are bounded, recordings are not."""
-    return b"".join([piece async for piece in store.read(chunk.key, where=StoredIn(chunk.stored_in))])
-
-
-async def take_up(connection: Connection, store: SpooledStore, row: Chunk, carry: bytes | None) -> None:
-    """Parses all that waited behind `row`, up to the next hole."""
-    for waiting in await chunks.unparsed_after(connection, row.recording_id, row.track_id, row.index):
-        body = await read_whole(store, waiting)
-        indexed = await off_loop(len(body), index_cut, body, carry)
-        await set_indexed(connection, waiting, indexed)
-        await chunks.drop_carry(connection, row.recording_id, row.track_id, waiting.index - 1)
-        carry = indexed.carry

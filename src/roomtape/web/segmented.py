@@ -182,7 +182,13 @@ async def _take(services: Services, subject: Subject, asked: SegmentAsked, body:
         kind=asked.kind,
         source=asked.source,
     )
-    chunk, fresh = await services.segments.take(recording, said, body)
+
+    async def still(connection: Connection) -> None:
+        """Rights are those of the moment in which the segment is committed, not of that in which it began to come."""
+        now = await meeting_for(connection, subject, meeting.id, Verb.SEE_MEETING)
+        await _own_track(connection, subject, now, recording, asked.track_id, asked.participant_id)
+
+    chunk, fresh = await services.segments.take(recording, said, body, still)
     if fresh:
         services.layouts.note(recording)
     view: View = {

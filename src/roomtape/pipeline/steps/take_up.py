@@ -5,28 +5,27 @@ from roomtape.db.database import Database
 from roomtape.db.jobs import Ticket
 from roomtape.db.rows import Recording
 from roomtape.storage.failover import SpooledStore
-from roomtape.tapes.indexing import index_after_hole, off_loop, read_whole, set_indexed
-from roomtape.tapes.indexing import take_up as take_up_run
+from roomtape.tapes.indexing import index_after_hole, off_loop, opened, parse_waiting, write_down
 
 
 async def take_up(database: Database, store: SpooledStore, recording: Recording, ticket: Ticket) -> None:
-    """Gives every waiting chunk an index, or the warning that it has none. Each track in a transaction of its own."""
+    """Gives every waiting chunk an index, or the warning that it has none."""
     async with database.transaction() as connection:
+        if not await jobs.still_mine(connection, ticket):
+            return
         tracks = await chunks.tracks_of(connection, recording.id)
     for track in tracks:
+        await _track(database, store, recording, track.id)
+
+
+async def _track(database: Database, store: SpooledStore, recording: Recording, track_id: str) -> None:
+    while True:
+        await parse_waiting(database, store, recording.id, track_id)
         async with database.transaction() as connection:
-            if not await jobs.still_mine(connection, ticket):
-                return
-            await chunks.lock_track(connection, recording.id, track.id)
-            carry: bytes | None = None
-            rows = await chunks.chunks_of(connection, recording.id, track_id=track.id)
-            for row in rows:
-                whole = await chunks.get_chunk(connection, recording.id, track.id, row.index)
-                assert whole is not None
-                if whole.parsed:
-                    carry = whole.carry or (None if whole.starts_file else carry)
-                    continue
-                body = await read_whole(store, whole)
-                indexed = await off_loop(len(body), index_after_hole, body, carry)
-                await set_indexed(connection, whole, indexed)
-                await take_up_run(connection, store, whole, indexed.carry)
+            waiting = await chunks.first_unparsed(connection, recording.id, track_id)
+            carry = await chunks.carry_before(connection, recording.id, track_id, waiting.index) if waiting else None
+        if waiting is None:
+            return
+        async with opened(store, waiting) as data:
+            indexed = await off_loop(len(data), index_after_hole, data, carry)
+        await write_down(database, waiting, indexed)
