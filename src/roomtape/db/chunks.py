@@ -215,6 +215,12 @@ async def carry_before(connection: Connection, recording_id: UUID, track_id: str
     return carry
 
 
+async def places_of(connection: Connection, recording_id: UUID) -> list[str]:
+    """Where a recording's chunks are stored, each place once."""
+    cursor = await connection.execute("SELECT DISTINCT stored_in FROM chunks WHERE recording_id = %s ORDER BY 1", [recording_id])
+    return [place for (place,) in await cursor.fetchall()]
+
+
 async def move_chunk(connection: Connection, recording_id: UUID, track_id: str, index: int, target: ChunkState, *, stored_in: str | None = None) -> bool:
     """Moves a chunk's state where the table allows it; False when it was not in a state to be moved."""
     query = """

@@ -26,9 +26,9 @@ async def whole(services: Services, subject: Subject, recording_id: UUID, *, del
         recording, meeting = await recording_for(connection, subject, recording_id, Verb.VIEW, deleted=deleted)
         people = await ledger.participants_of(connection, meeting.id)
         made = await artifacts.artifacts_of(connection, recording.id)
-        places = {chunk.stored_in for chunk in await chunks.chunks_of(connection, recording.id)}
+        places = await chunks.places_of(connection, recording.id)
     tape = await services.layouts.tape(recording)
-    return catalog.whole_view(tape, meeting, people, made, sorted(places))
+    return catalog.whole_view(tape, meeting, people, made, places)
 
 
 def counted(total: int) -> View:
