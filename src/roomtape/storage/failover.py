@@ -82,7 +82,7 @@ class SpooledStore:
     async def read(self, key: str, start: int = 0, stop: int | None = None, *, where: StoredIn = StoredIn.PRIMARY) -> AsyncIterator[bytes]:
         """As Store.read, from where the row says it is, else from the other place: it may just have been moved, or the store be away."""
         errors: list[RoomtapeError] = []
-        for store in self._places(where):
+        for store in self._places(where, key):
             given = False
             try:
                 async for piece in store.read(key, start, stop):
@@ -99,7 +99,7 @@ class SpooledStore:
     async def head(self, key: str, *, where: StoredIn = StoredIn.PRIMARY) -> Stored:
         """As Store.head, from where the row says it is, else from the other place."""
         errors: list[RoomtapeError] = []
-        for store in self._places(where):
+        for store in self._places(where, key):
             try:
                 return await store.head(key)
             except _MISSED as exc:
@@ -149,10 +149,12 @@ class SpooledStore:
         if self.spool is not None:
             await self.spool.close()
 
-    def _places(self, where: StoredIn) -> tuple[Store, ...]:
+    def _places(self, where: StoredIn, key: str) -> tuple[Store, ...]:
+        """What this machine's spool has is read there, whatever the row says: the bytes are the same, and a failing store costs a wait for each piece."""
         if self.spool is None:
             return (self.primary,)
-        return (self.spool, self.primary) if where is StoredIn.SPOOL else (self.primary, self.spool)
+        here = where is StoredIn.SPOOL or self.spool.path(key).is_file()
+        return (self.spool, self.primary) if here else (self.primary, self.spool)
 
     async def _moved_before(self, key: str, size: int) -> None:
         if (await self.primary.head(key)).size != size:
