@@ -192,7 +192,7 @@ def _application(settings: Settings) -> FastAPI:
             stack.push_async_callback(store.close)
             await stack.enter_async_context(queue.open_async())
             await stack.enter_async_context(listener.listening())
-            await stack.enter_async_context(spool_mover(bench))
+            await stack.enter_async_context(spool_mover(bench, Janitor(database, store, trash_days=settings.trash_days)))
             await stack.enter_async_context(_beside(_look_at(store)))
             await stack.enter_async_context(_beside(layouts.keep_warm()))
             app.state.sandbox = await _level(bench.runner)

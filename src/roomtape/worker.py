@@ -117,11 +117,13 @@ async def sweep(bench: Bench, janitor: Janitor) -> None:
 
 
 @contextlib.asynccontextmanager
-async def spool_mover(bench: Bench) -> AsyncIterator[None]:
-    """Sends what is in this machine's spool while the block runs, and removes what killed uploads have left; beside whatever takes segments here."""
+async def spool_mover(bench: Bench, janitor: Janitor) -> AsyncIterator[None]:
+    """Sends what is in this machine's spool while the block runs, and removes what the killed have left; beside whatever takes segments here."""
     tasks = [
         asyncio.create_task(_every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))),
         asyncio.create_task(_every(_SWEEP_S, "temporary", bench.store.sweep)),
+        asyncio.create_task(_every(_SWEEP_S, "leftovers", janitor.collect_spool)),
+        asyncio.create_task(_every(_SWEEP_S, "spooled", lambda: move.tidy(bench.database, bench.store))),
     ]
     try:
         yield

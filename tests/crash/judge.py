@@ -18,7 +18,7 @@ import psycopg
 
 from roomtape.core.lifecycle import NEXT, Status
 from roomtape.db.database import Database
-from roomtape.library.janitor import Janitor
+from roomtape.library.janitor import MARKS, Janitor
 from roomtape.media.runner import sweep_jobs
 from roomtape.storage.failover import SpooledStore
 from roomtape.storage.local import LocalStore
@@ -142,7 +142,7 @@ async def _tidied(place: Place) -> Faults:
         await janitor.sweep()
         await janitor.collect_orphans()
         await store.sweep()
-        there = {stored.key: stored.size async for stored in store.list("")}
+        there = {stored.key: stored.size async for stored in store.list("") if not stored.key.startswith(MARKS)}
         async with database.transaction() as connection:
             query = "SELECT key, size_bytes FROM chunks UNION ALL SELECT key, size_bytes FROM artifacts WHERE key IS NOT NULL"
             rows: dict[str, int] = dict(await (await connection.execute(query)).fetchall())

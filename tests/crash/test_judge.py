@@ -116,7 +116,7 @@ def test_a_row_without_its_object_is_seen_and_an_object_without_its_row_goes(sta
     ack = client.ledger.of(played.recording)[0]
     path = stage.store / key_of(stage, ack)
     body = path.read_bytes()
-    orphan = path.with_name("1-000000000000.bin")
+    orphan = path.with_name(f"{1:010d}-{0:032x}")
     orphan.write_bytes(body)
     path.unlink()
     assert j4(place(stage)) == [f"J4: the row of {path.relative_to(stage.store)} has no object"]

@@ -179,6 +179,14 @@ async def test_trash_restore_hold_and_purge(database: Database) -> None:
         await ledger.soft_delete(connection, recording.id)
     async with database.transaction() as connection:
         assert [found.id for found in await ledger.to_purge(connection, trash_days=0)] == [recording.id]
+        assert await ledger.begin_purge(connection, recording.id, trash_days=7) is False
+        assert await ledger.purge(connection, recording.id) is False
+        assert await ledger.begin_purge(connection, recording.id, trash_days=0) is True
+        assert [found.id for found in await ledger.to_purge(connection, trash_days=7)] == [recording.id], "what was begun goes on"
+        for late in (ledger.restore(connection, recording.id), ledger.set_fields(connection, recording.id, {"legal_hold": True})):
+            with pytest.raises(Conflict) as refused:
+                await late
+            assert refused.value.code == "purging"
         assert await ledger.purge(connection, recording.id) is True
         assert await ledger.get_recording(connection, TENANT, recording.id) is None
 

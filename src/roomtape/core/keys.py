@@ -5,6 +5,8 @@ from hashlib import sha256
 from uuid import UUID
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OURS = re.compile(rf"(?:{_PLAIN.pattern}/){{1,2}}{_UUID}/({_UUID})/(?:chunks/{_PLAIN.pattern}/[0-9]{{10}}|artifacts/[a-z0-9_]+)-[0-9a-f]{{32}}")
 DEFAULT_TENANT = "default"
 
 
@@ -27,3 +29,9 @@ def chunk_key(prefix: str, recording_id: UUID, track: str, index: int, digest: s
 def artifact_key(prefix: str, recording_id: UUID, kind: str, recipe: str) -> str:
     """The object of an artifact made by `recipe` (a digest of everything that goes in)."""
     return f"{prefix}{recording_id}/artifacts/{kind}-{recipe[:32]}"
+
+
+def recording_of(key: str) -> UUID | None:
+    """Whose object it is, of a key of exactly the form that chunk_key and artifact_key give; None: it is nobody's of ours, and not ours to touch."""
+    found = _OURS.fullmatch(key)
+    return UUID(found[1]) if found else None

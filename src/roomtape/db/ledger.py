@@ -55,6 +55,7 @@ _PUT_PARTICIPANT = """
     ON CONFLICT (meeting_id, user_id) DO UPDATE SET full_name = excluded.full_name, role = excluded.role, left_at = NULL
     RETURNING *
 """
+_DUE = "(purging_at IS NOT NULL OR (deleted_at < now() - make_interval(secs => %(trash_days)s * 86400) AND NOT legal_hold))"
 _NEWEST_TAKEABLE = """
     SELECT * FROM recordings
     WHERE meeting_id = %(meeting_id)s AND status = ANY(%(taking)s) AND complete_requested_at IS NULL AND deleted_at IS NULL
@@ -250,9 +251,14 @@ async def pauses_of(connection: Connection, recording_id: UUID) -> list[Pause]:
 
 
 async def set_fields(connection: Connection, recording_id: UUID, fields: Mapping[str, Any]) -> Recording:
-    """Sets columns that are no state: title, visibility, expires_at, warnings, measured values, job_id, …. Access follows `visibility` and `owner_id`."""
+    """Sets columns that are no state: title, visibility, expires_at, warnings, measured values, job_id, …. Access follows `visibility` and `owner_id`.
+
+    Raises Conflict `purging` for a legal hold that comes too late.
+    """
     if not fields or "status" in fields:
         raise ValueError("state moves by move() only")
+    if "legal_hold" in fields:
+        _refuse_purging(await lock_recording(connection, recording_id))
     query = sql.SQL("UPDATE recordings SET {} WHERE id = {} RETURNING *").format(
         sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in fields), sql.Placeholder("_id")
     )
@@ -284,22 +290,29 @@ async def soft_delete(connection: Connection, recording_id: UUID, *, by: str | N
 
 
 async def restore(connection: Connection, recording_id: UUID) -> Recording:
-    """Takes a recording out of the trash."""
-    await lock_recording(connection, recording_id)
+    """Takes a recording out of the trash. Raises Conflict `purging` when its bytes are going already."""
+    _refuse_purging(await lock_recording(connection, recording_id))
     return found(await one(connection, Recording, "UPDATE recordings SET deleted_at = NULL WHERE id = %(id)s RETURNING *", id=recording_id))
 
 
 async def to_purge(connection: Connection, *, trash_days: float, limit: int = 50) -> list[Recording]:
-    """Recordings that have been in the trash for `trash_days` by the database's clock, and that no legal hold keeps."""
-    query = """
-        SELECT * FROM recordings WHERE deleted_at < now() - make_interval(secs => %(trash_days)s * 86400) AND NOT legal_hold ORDER BY deleted_at LIMIT %(limit)s
-    """
+    """Recordings whose time in the trash is over (see begin_purge), and those whose purge was cut short."""
+    query = f"SELECT * FROM recordings WHERE {_DUE} ORDER BY deleted_at LIMIT %(limit)s"
     return await many(connection, Recording, query, trash_days=trash_days, limit=limit)
 
 
+async def begin_purge(connection: Connection, recording_id: UUID, *, trash_days: float) -> bool:
+    """Says that a recording's bytes go from now on. False when it is not due: less than `trash_days` in the trash by the database's clock, restored, or under hold."""
+    query = f"UPDATE recordings SET purging_at = coalesce(purging_at, now()) WHERE id = %(id)s AND {_DUE} RETURNING true"
+    return bool(await scalar(connection, query, id=recording_id, trash_days=trash_days))
+
+
 async def purge(connection: Connection, recording_id: UUID) -> bool:
-    """Removes the rows of a deleted recording whose objects are gone; False when it has been restored or put under hold meanwhile."""
-    query = "DELETE FROM recordings WHERE id = %(id)s AND deleted_at IS NOT NULL AND NOT legal_hold RETURNING true"
+    """Removes the rows of a recording whose objects are gone and keeps its id, by which late objects of it are known; False when no purge had begun."""
+    query = """
+        WITH gone AS (DELETE FROM recordings WHERE id = %(id)s AND purging_at IS NOT NULL RETURNING id)
+        INSERT INTO purged (recording_id) SELECT id FROM gone ON CONFLICT DO NOTHING RETURNING true
+    """
     return bool(await scalar(connection, query, id=recording_id))
 
 
@@ -314,6 +327,11 @@ async def count_by_status(connection: Connection) -> dict[str, int]:
     cursor = await connection.execute("SELECT status, count(*) FROM recordings WHERE deleted_at IS NULL GROUP BY status")
     found = {status: int(count) for status, count in await cursor.fetchall()}
     return {status.value: found.get(status.value, 0) for status in Status}
+
+
+def _refuse_purging(recording: Recording) -> None:
+    if recording.purging_at is not None:
+        raise Conflict("The recording is being removed for good: its time in the trash is over.", code="purging")
 
 
 async def _keep_pauses(connection: Connection, recording_id: UUID, target: Status, by: str | None) -> None:

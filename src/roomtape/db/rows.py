@@ -78,6 +78,7 @@ class Recording:
     completed_at: datetime | None
     created_at: datetime
     deleted_at: datetime | None
+    purging_at: datetime | None
     last_byte_at: datetime | None
     bytes: int
     origin_us: int | None

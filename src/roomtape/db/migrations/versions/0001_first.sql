@@ -58,6 +58,7 @@ CREATE TABLE recordings (
     completed_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
+    purging_at timestamptz CHECK (purging_at IS NULL OR (deleted_at IS NOT NULL AND NOT legal_hold)),  -- its bytes go: it cannot be restored any more
     last_byte_at timestamptz,
     bytes bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
     origin_us bigint,
@@ -276,6 +277,16 @@ CREATE TABLE leases (
     until timestamptz NOT NULL,
     FOREIGN KEY (tenant_id, recording_id) REFERENCES recordings (tenant_id, id) ON DELETE CASCADE
 );
+
+-- Which installation this database is: its store carries the same name, so that a store is never cleaned by the rows of another one.
+CREATE TABLE installation (
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
+    single boolean PRIMARY KEY DEFAULT true CHECK (single)
+);
+INSERT INTO installation DEFAULT VALUES;
+
+-- Recordings whose bytes and rows are gone: what still comes up in the store under their names may go too. Others' recordings are in neither table.
+CREATE TABLE purged (recording_id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
 
 -- Which of the queue library's own migrations this database has; see db/schema.py.
 CREATE TABLE queue_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
