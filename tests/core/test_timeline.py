@@ -98,7 +98,7 @@ def test_overlaps_on_the_grid_are_exact_over_a_hundred_joins_in_spite_of_jitter(
 def test_an_overlap_off_the_grid_stands_by_the_clock_until_it_is_mended() -> None:
     files = [a_file(1, 0, sound_us=70 * PACKET), a_file(2, 4 * S, sound_us=70 * PACKET)]  # 200 ms: 3 1/3 packets
     spot = place(files, {}, begin_us=0)[1]
-    assert spot == Spot(4 * S, 4 * S + 180_000, 4 * S, off_grid=True)
+    assert spot == Spot(4 * S, 4 * S + 180_000, 4 * S, off_grid=True, sound_until_us=4 * S + 140_000)
     mended = place(files, {2: Mend(2, -203_000, (b"x",))}, begin_us=0)[1]
     assert mended == Spot(4 * S - 3_000, 4 * S - 3_000 + 180_000, 4 * S - 3_000, mended=True)
 

@@ -72,6 +72,7 @@ class Mend:
 class Spot:
     """Where a file stands: its own zero, and from where on its sound and picture replace what came before, all on the recording's clock.
 
+    `sound_until_us`: up to where the sound before it is kept; from there to `sound_from_us` a mend's packets stand, or silence.
     `on_grid`: it overlaps the file before it by whole packets, as far as stated starts can tell.
     """
 
@@ -81,6 +82,7 @@ class Spot:
     off_grid: bool = False
     mended: bool = False
     on_grid: bool = False
+    sound_until_us: int = _FAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +166,14 @@ def slew(error_us: int) -> int:
 
 
 def _cut(file: FileFacts, zero_us: int, overlap_us: int, *, off_grid: bool = False, mended: bool = False) -> Spot:
-    sound = picture = _FAR
+    sound = picture = until = _FAR
     if file.sound:
-        skip, _ = cut_sound(overlap_us, file.sound.packet_us)
+        skip, hole = cut_sound(overlap_us, file.sound.packet_us)
         sound = zero_us + file.sound.first_us + skip
+        until = sound - hole
     if file.picture:
         picture = zero_us + file.picture.from_us
-    return Spot(zero_us, sound, picture, off_grid, mended)
+    return Spot(zero_us, sound, picture, off_grid, mended, sound_until_us=until)
 
 
 def cut_sound(overlap_us: int, packet_us: int) -> tuple[int, int]:

@@ -182,7 +182,7 @@ def _joins(standing: Standing, chunks: Chunks, mended: frozenset[int]) -> list[J
         before = next(n for n in range(number - 1, -1, -1) if stop[n] > first[n])
         new, old = slice(int(first[number]), int(stop[number])), slice(int(first[before]), int(stop[before]))
         begins, end, packet = int(sound.time[new.start]), int(sound.end[old.stop - 1]), int(sound.duration[new.start])
-        kept = old.start + int(np.searchsorted(sound.end[old], spot.sound_from_us + TOUCH_US, side="right"))
+        kept = old.start + int(np.searchsorted(sound.end[old], spot.sound_until_us + TOUCH_US, side="right"))
         _, hole = timeline.cut_sound(end - begins, packet)
         until = new.start + int(np.searchsorted(sound.time[new], end)) + 1
         found.append(
@@ -192,7 +192,7 @@ def _joins(standing: Standing, chunks: Chunks, mended: frozenset[int]) -> list[J
                 packet,
                 _packets(track, sound, chunks, range(max(old.start, kept - _PREROLL), old.stop)),
                 _packets(track, sound, chunks, range(new.start, min(until, new.stop))),
-                int(sound.end[kept - 1]) if kept > old.start else spot.sound_from_us - hole,
+                int(sound.end[kept - 1]) if kept > old.start else spot.sound_until_us,
                 hole,
             )
         )

@@ -70,7 +70,8 @@ def stand(facts: TrackFacts, track: Track) -> Standing:
     keep_sound = (sound.time >= from_sound[sound.file] - TOUCH_US) & (sound.time < base + MAX_SPAN_US)
     if count:
         keep_picture &= picture.time + np.minimum(picture.duration // 2, _SAME_US) < rows.until_next(from_picture)[picture.file]
-        keep_sound &= sound.end <= rows.until_next(from_sound)[sound.file] + TOUCH_US
+        until = np.array([spot.sound_until_us if spot else _FAR for spot in spots], np.int64)
+        keep_sound &= sound.end <= rows.until_next(until)[sound.file] + TOUCH_US
     return Standing(track, picture, sound, spots, keep_picture, keep_sound, broken, late, usable, chains, runs)
 
 
