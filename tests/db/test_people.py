@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 from roomtape.core.errors import NotFound
 from roomtape.db import answers, artifacts, leases, people
 from roomtape.db.database import Database
-from roomtape.db.rows import SignedIn
+from roomtape.db.rows import Answer, SignedIn
 
 from .tape import TENANT, a_recording
 
@@ -84,21 +84,22 @@ async def test_what_has_expired_is_forgotten_and_the_rest_stays(database: Databa
         assert await people.use_login_link(connection, "good") is not None
 
 
-async def test_a_repeated_request_waits_for_the_first_and_gets_its_answer(database: Database) -> None:
-    worked = []
-
-    async def request() -> bytes | None:
+async def test_of_ten_who_claim_a_key_one_works_and_a_claim_of_a_dead_one_is_taken_over(database: Database) -> None:
+    async def request(stale: timedelta = timedelta(seconds=60)) -> tuple[Answer, bool]:
         async with database.transaction() as connection:
-            seen = await answers.claim(connection, TENANT, "user:ann", "key", route="POST /meetings", request_hash="h")
-            if seen is None:
-                worked.append(1)
-                await answers.keep(connection, TENANT, "user:ann", "key", status=201, body=b"made")
-                return b"made"
-            assert (seen.status, seen.request_hash) == (201, "h")
-            return seen.body
+            return await answers.claim(connection, TENANT, "user:ann", "key", route="POST /meetings", request_hash="h", stale=stale)
 
-    assert await asyncio.gather(*(request() for _ in range(10))) == [b"made"] * 10
-    assert worked == [1]
+    asked = await asyncio.gather(*(request() for _ in range(10)))
+    assert sorted(ours for _, ours in asked) == [False] * 9 + [True]
+    assert {seen.status for seen, _ in asked} == {None}
+    dead, heir = next(seen for seen, ours in asked if ours), (await request(timedelta(0)))
+    assert heir[1], "a claim whose owner died is taken over"
+    async with database.transaction() as connection:
+        await answers.keep(connection, TENANT, "user:ann", "key", dead, status=201, body=b"of the dead")
+        await answers.release(connection, TENANT, "user:ann", "key", dead)
+        await answers.keep(connection, TENANT, "user:ann", "key", heir[0], status=201, body=b"made")
+    kept, ours = await request(timedelta(0))
+    assert (kept.status, kept.body, ours) == (201, b"made", False)
 
 
 async def test_a_lease_has_one_holder_and_an_old_fence_holds_nothing(database: Database) -> None:

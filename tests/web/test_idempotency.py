@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import psycopg
+import pytest
 
 from .house import House, Json, Taken, begin, name, segments, until
 from .test_contract_meetings import problem
@@ -32,25 +33,81 @@ def test_a_key_that_comes_with_another_request_is_422(host: httpx2.Client) -> No
     assert host.get(ME).json()["total"] == 1
 
 
-def test_a_refusal_is_an_answer_and_stays_a_problem_document(admin: httpx2.Client, running: Taken) -> None:
-    key = {"idempotency-key": name()}
+def test_a_refusal_by_the_state_of_things_is_not_kept_and_one_of_the_request_is(admin: httpx2.Client, running: Taken) -> None:
+    key, other = {"idempotency-key": name()}, {"idempotency-key": name()}
     path = f"{ME}/{running.meeting_id}/recording/start"
-    first, again = admin.post(path, headers=key), admin.post(path, headers=key)
-    assert problem(first, 409, "already_recording") == problem(again, 409, "already_recording")
+    problem(admin.post(path, headers=key), 409, "already_recording")
+    assert admin.post(f"/api/v1/recordings/{running.id}/stop").status_code == 202
+    made = admin.post(path, headers=key)
+    assert (made.status_code, "idempotency-replayed" in made.headers) == (201, False), "what stood in the way is gone"
+    wrong, again = (admin.post(ME, json={"no_such_field": 1}, headers=other) for _ in range(2))
+    assert problem(wrong, 422, "invalid") == problem(again, 422, "invalid")
     assert again.headers["idempotency-replayed"] == "true"
+
+
+def test_no_secret_is_kept(house: House, admin: httpx2.Client, finished: Taken) -> None:
+    key = name()
+    answers = [admin.post(f"/api/v1/recordings/{finished.id}/playback", headers={"idempotency-key": key}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert house.sql("SELECT count(*) FROM idempotency WHERE key = %s", key) == [(0,)]
+    for answer in answers:
+        token = answer.json()["token"].encode()
+        assert house.sql("SELECT count(*) FROM idempotency WHERE position(%s IN body) > 0", token) == [(0,)]
 
 
 def test_of_many_at_once_one_works_and_all_hear_it(host: httpx2.Client) -> None:
     key = {"idempotency-key": name()}
+
+    def ask() -> httpx2.Response:
+        def answer() -> httpx2.Response | None:
+            found = host.post(ME, json={"title": "race"}, headers=key)
+            if found.status_code != 409:
+                return found
+            problem(found, 409, "still_at_work")
+            assert int(found.headers["retry-after"]) > 0
+            return None
+
+        found: httpx2.Response = until(answer, "the answer of the first one")
+        return found
+
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda _: host.post(ME, json={"title": "race"}, headers=key), range(12)))
+        answers = list(pool.map(lambda _: ask(), range(12)))
     assert {answer.status_code for answer in answers} == {201}, [answer.text for answer in answers]
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert host.get(ME).json()["total"] == 1
 
 
+DIED = "UPDATE idempotency SET status = NULL, body = NULL, at = now() - make_interval(secs => %s) WHERE key = %s"
+
+
+@pytest.mark.parametrize("way", ["meeting", "recording", "room", "segmented", "joined meeting"])
+def test_a_repetition_of_one_that_died_after_its_work_finds_that_work(house: House, host: httpx2.Client, way: str) -> None:
+    """Killed between the commit of the work and that of the answer: the claim stands without an answer."""
+    room = host.post(ME, json={}).json()["id"]
+    where, said = {
+        "meeting": (ME, {"title": "once"}),
+        "recording": (f"{ME}/{room}/recording/start", {}),
+        "room": ("/api/v1/recordings/start", {"roomId": name("room"), "userId": host.headers["x-test-user"]}),
+        "segmented": (f"{ME}/start-recording", {"userId": host.headers["x-test-user"]}),
+        "joined meeting": (f"{ME}/start-recording", {"meetingId": room, "userId": host.headers["x-test-user"]}),
+    }[way]
+    key = name()
+    first = host.post(where, json=said, headers={"idempotency-key": key})
+    assert first.status_code == 201, first.text
+    there = house.sql("SELECT (SELECT count(*) FROM meetings), (SELECT count(*) FROM recordings), (SELECT count(*) FROM tracks)")
+    house.sql(DIED, 1, key)
+    early = host.post(where, json=said, headers={"idempotency-key": key})
+    problem(early, 409, "still_at_work")
+    assert int(early.headers["retry-after"]) > 0
+    house.sql(DIED, 61, key)
+    again = host.post(where, json=said, headers={"idempotency-key": key})
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert "idempotency-replayed" not in again.headers
+    assert house.sql("SELECT (SELECT count(*) FROM meetings), (SELECT count(*) FROM recordings), (SELECT count(*) FROM tracks)") == there
+    assert host.post(where, json=said, headers={"idempotency-key": key}).headers["idempotency-replayed"] == "true"
+
+
 def test_many_keys_at_once_do_not_stand_in_each_others_way(host: httpx2.Client) -> None:
-    """Each holds a connection while its work takes another: the pool must not be all holders."""
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda number: host.post(ME, json={}, headers={"idempotency-key": name(f"{number}")}), range(40)))
     assert {answer.status_code for answer in answers} == {201}, [answer.text for answer in answers if answer.status_code != 201]

@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID
 
 from procrastinate import App
-from uuid_utils.compat import uuid7
 
 from roomtape.core.errors import BadInput, Conflict
 from roomtape.core.keys import meeting_prefix
@@ -37,14 +36,15 @@ class Closing:
     allow_gaps: bool = False
 
 
-async def make_meeting(connection: Connection, tenant: str, room_code: str | None, *, host_id: str | None, **more: Any) -> Meeting:
+async def make_meeting(connection: Connection, tenant: str, meeting_id: UUID, room_code: str | None, *, host_id: str | None, **more: Any) -> Meeting:
     """A new meeting; without a room code it gets one of its own."""
-    meeting_id = uuid7()
     return await ledger.create_meeting(connection, tenant, meeting_id, room_code or f"room-{meeting_id.hex[-12:]}", host_id=host_id, **more)
 
 
-async def start(connection: Connection, meeting: Meeting, *, owner_id: str, source: str | None, default: Source, wishes: Mapping[str, Any]) -> Recording:
-    """A new recording, `pending` until its first media. Conflict: already_recording, source_not_configured."""
+async def start(
+    connection: Connection, meeting: Meeting, recording_id: UUID, *, owner_id: str, source: str | None, default: Source, wishes: Mapping[str, Any]
+) -> Recording:
+    """A new recording, `pending` until its first media; the one with this id, if it is there. Conflict: already_recording, source_not_configured."""
     wanted = Source(source or meeting.source or default)
     if wanted is not Source.SEGMENTS:
         raise Conflict(
@@ -52,7 +52,9 @@ async def start(connection: Connection, meeting: Meeting, *, owner_id: str, sour
         )
     prefix = meeting_prefix(meeting.tenant_id, owner_id, meeting.id)
     kept = {name: value for name, value in wishes.items() if value is not None}
-    return await ledger.create_recording(connection, meeting.tenant_id, uuid7(), meeting.id, owner_id=owner_id, prefix=prefix, source=wanted.value, wishes=kept)
+    return await ledger.create_recording(
+        connection, meeting.tenant_id, recording_id, meeting.id, owner_id=owner_id, prefix=prefix, source=wanted.value, wishes=kept
+    )
 
 
 async def join(connection: Connection, recording: Recording, track_id: str | None, **what: Any) -> Track:

@@ -40,7 +40,7 @@ _JSON = frozenset({"options", "warnings", "error", "metadata", "analysis"})
 _CREATE_MEETING = """
     INSERT INTO meetings (id, tenant_id, room_code, title, host_id, source, metadata)
     VALUES (%(id)s, %(tenant)s, %(room_code)s, %(title)s, %(host_id)s, %(source)s, %(metadata)s)
-    ON CONFLICT (tenant_id, room_code) DO NOTHING RETURNING *
+    ON CONFLICT DO NOTHING RETURNING *
 """
 _LIST_MEETINGS = """
     SELECT m.* FROM meetings m
@@ -74,10 +74,15 @@ async def create_meeting(
     source: str | None = None,
     metadata: Json | None = None,
 ) -> Meeting:
-    """A new meeting; its host becomes a participant with the role HOST. Raises Conflict `room_code_taken` with `meeting_id`."""
+    """A new meeting; its host becomes a participant with the role HOST. One with this id is a first try's, and the answer.
+
+    Raises Conflict `room_code_taken` with `meeting_id`.
+    """
     values = {"id": meeting_id, "tenant": tenant, "room_code": room_code, "title": title, "host_id": host_id, "source": source}
     made = await one(connection, Meeting, _CREATE_MEETING, **values, metadata=Jsonb(metadata or {}))
     if made is None:
+        if (there := await find_meeting(connection, tenant, meeting_id)) is not None and there.id == meeting_id:
+            return there
         taken = await find_meeting(connection, tenant, room_code)
         raise Conflict("A meeting with this room code exists.", code="room_code_taken", meeting_id=str(taken.id) if taken else None)
     if host_id is not None:
@@ -158,7 +163,8 @@ async def create_recording(
 ) -> Recording:
     """A new recording, `pending`. `wishes` are further columns: title, layout, strategy, options, ….
 
-    Raises Conflict `already_recording` with `recording_id` while the meeting has an open one: the partial unique index decides, not a look before.
+    One with this id is a first try's, and the answer. Raises Conflict `already_recording` with `recording_id` while the meeting has an open one: the
+    partial unique index decides, not a look before.
     """
     values = {
         "id": recording_id,
@@ -169,15 +175,17 @@ async def create_recording(
         "source": source,
         **_columns(wishes or {}),
     }
-    query = sql.SQL(
-        "INSERT INTO recordings ({}) VALUES ({}) ON CONFLICT (meeting_id) WHERE status IN ('pending', 'recording', 'paused') DO NOTHING RETURNING *"
-    ).format(sql.SQL(", ").join(map(sql.Identifier, values)), sql.SQL(", ").join(map(sql.Placeholder, values)))
+    query = sql.SQL("INSERT INTO recordings ({}) VALUES ({}) ON CONFLICT DO NOTHING RETURNING *").format(
+        sql.SQL(", ").join(map(sql.Identifier, values)), sql.SQL(", ").join(map(sql.Placeholder, values))
+    )
     for _ in range(3):  # the open one may end between our insert and our look
         async with connection.cursor(row_factory=row_of(Recording)) as cursor:
             made = await (await cursor.execute(query, values)).fetchone()
         if made is not None:
             await refresh_acl(connection, recording_id=made.id)
             return made
+        if (there := await get_recording(connection, tenant, recording_id)) is not None:
+            return there
         if (running := await open_recording(connection, meeting_id)) is not None:
             raise Conflict("This meeting is being recorded already.", code="already_recording", recording_id=str(running.id), source=running.source)
     raise Conflict("This meeting's recording is just changing; try again.", code="already_recording")

@@ -1,15 +1,18 @@
 """Idempotency-Key on every POST: the first request does the work, every repetition gets its answer."""
 
-import asyncio
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import Request
+import structlog
+from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils.compat import uuid7
 
+from roomtape.core.access import Standing, Subject
 from roomtape.core.errors import RoomtapeError
 from roomtape.db import answers
 from roomtape.db.rows import Answer
@@ -18,8 +21,11 @@ from roomtape.web.identity import subject_of
 from roomtape.web.problems import problem
 from roomtape.web.services import Services
 
+log = structlog.get_logger()
+
 _KEY_LIMIT = 255
-_AT_ONCE = 6  # each holds a connection while its work takes others: the pool must never be all holders
+_NOT_KEPT = (STREAMED, "/playback")  # a segment is idempotent by itself; a playback's answer holds a token, and tokens are stored as digests only
+_SEED = "roomtape.seed"
 
 
 class Idempotency:
@@ -27,11 +33,10 @@ class Idempotency:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith("/api/")
-        request = Request(scope, receive) if wanted and not scope["path"].endswith(STREAMED) else None  # a segment is idempotent by itself
+        wanted = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith("/api/") and not scope["path"].endswith(_NOT_KEPT)
+        request = Request(scope, receive) if wanted else None
         key = request.headers.get("idempotency-key") if request else None
         if request is None or not key:
             await self.app(scope, receive, send)
@@ -46,41 +51,70 @@ class Idempotency:
             body = await request.body()
         except HTTPException as wrong:
             return problem(wrong.status_code, "too_large", str(wrong.detail))
-        heard = _Heard(body)
         try:
-            async with self._room:
-                return await self._once(request, key, heard)
-        except _NotKept:
-            return heard.response()
+            return await self._once(request, key, _Heard(body))
         except RoomtapeError as wrong:
             return problem(wrong.status, wrong.code, wrong.message, retry_after_s=wrong.retry_after_s, **wrong.facts)
 
     async def _once(self, request: Request, key: str, heard: "_Heard") -> Response:
         services: Services = request.app.state.services
         subject = await subject_of(request, services)
-        digest = sha256(f"{request.url.path}?{request.url.query}\n".encode() + heard.asked).hexdigest()
-        async with services.database.transaction() as connection:  # held while the work is done: a second request waits here
-            seen = await answers.claim(connection, subject.tenant, subject.label, key, route=request.url.path, request_hash=digest)
-            if seen is not None:
-                return _repeated(seen, digest)
+        if subject.standing is Standing.ANONYMOUS:  # nothing is done for nobody, and nothing kept
             await self.app(request.scope, heard.receive, heard.send)
-            if heard.status >= 500:
-                raise _NotKept  # and with it the claim: the next one does the work
-            await answers.keep(connection, subject.tenant, subject.label, key, status=heard.status, body=bytes(heard.body))
+            return heard.response()
+        digest = sha256(f"{request.url.path}?{request.url.query}\n".encode() + heard.asked).hexdigest()
+        async with services.database.transaction() as connection:
+            held, ours = await answers.claim(connection, subject.tenant, subject.label, key, route=request.url.path, request_hash=digest)
+        if not ours:
+            return _repeated(held, digest)
+        request.scope[_SEED] = f"{subject.tenant}\n{subject.label}\n{key}\n{digest}"
+        try:
+            await self.app(request.scope, heard.receive, heard.send)
+        finally:
+            await _settle(services, subject, key, held, heard)
         return heard.response()
 
 
-class _NotKept(Exception):
-    """The answer is no decision."""
+async def _settle(services: Services, subject: Subject, key: str, held: Answer, heard: "_Heard") -> None:
+    """Keeps what was decided; a refusal by the state of things, or a failure, leaves the key to the next try."""
+    try:
+        async with services.database.transaction() as connection:
+            if 200 <= heard.status < 300 or heard.status == 422:
+                await answers.keep(connection, subject.tenant, subject.label, key, held, status=heard.status, body=bytes(heard.body))
+            else:
+                await answers.release(connection, subject.tenant, subject.label, key, held)
+    except RoomtapeError as wrong:  # what was done is done: its answer goes out, and a repetition does it again under the same ids
+        log.warning("idempotency.unsettled", why=wrong.code)
 
 
 def _repeated(seen: Answer, digest: str) -> Response:
     if seen.request_hash != digest:
         return problem(422, "idempotency_key_reused", "This Idempotency-Key came with another request before: use a fresh one for each.")
     if seen.status is None:
-        return problem(409, "still_at_work", "The first request with this Idempotency-Key is still at work: ask again in a moment.")
+        return problem(409, "still_at_work", "The first request with this Idempotency-Key is still at work: ask again in a moment.", retry_after_s=1)
     kind = "application/json" if seen.status < 400 else "application/problem+json"
     return Response(seen.body or b"", status_code=seen.status, media_type=kind, headers={"idempotency-replayed": "true"})
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Ids for what a request makes. With an Idempotency-Key they follow from it: a second try whose first one's answer was lost finds what that one made."""
+
+    seed: str | None
+
+    def id_of(self, kind: str) -> UUID:
+        """The id of the one `kind` of thing that this request makes: a UUIDv8 of the key, else a fresh UUIDv7."""
+        if self.seed is None:
+            return uuid7()
+        number = int.from_bytes(sha256(f"{kind}\n{self.seed}".encode()).digest()[:16])
+        return UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)  # RFC 9562, version 8
+
+
+def _naming(request: Request) -> Naming:
+    return Naming(request.scope.get(_SEED))
+
+
+Named = Annotated[Naming, Depends(_naming)]
 
 
 @dataclass(slots=True)

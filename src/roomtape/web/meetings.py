@@ -15,6 +15,7 @@ from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_for, subjects_of
+from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked, kept
@@ -37,7 +38,7 @@ async def view_of(connection: Connection, meeting: Meeting) -> View:
     return catalog.meeting_view(meeting, people, await ledger.newest_recording(connection, meeting.id))
 
 
-async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked) -> Meeting:
+async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked, naming: Naming) -> Meeting:
     """A meeting, if the subject may make it: a token makes only a room that it names with the role HOST."""
     asked_host = asked.host_id or asked.user_id
     subject = acting_for(subject, asked_host)
@@ -46,7 +47,7 @@ async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked)
         raise Forbidden("This token makes only rooms that it names with the role HOST.", code="room_not_named")
     more = {"title": asked.title or "", "source": asked.source.value if asked.source else None, "metadata": asked.metadata}
     try:
-        return await control.make_meeting(connection, subject.tenant, asked.room_code, host_id=asked_host or subject.user_id, **more)
+        return await control.make_meeting(connection, subject.tenant, naming.id_of("meeting"), asked.room_code, host_id=asked_host or subject.user_id, **more)
     except Conflict as taken:
         there = await ledger.find_meeting(connection, subject.tenant, asked.room_code or "")
         if there is None or may(subject, Verb.SEE_MEETING, await facts_of(connection, subject, there)):
@@ -55,10 +56,10 @@ async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked)
 
 
 @router.post("", status_code=201)
-async def create_meeting(asked: MeetingAsked, services: Of, subject: Asker) -> View:
+async def create_meeting(asked: MeetingAsked, services: Of, subject: Asker, naming: Named) -> View:
     """Makes a meeting; the host (else the user who asks) becomes its HOST."""
     async with services.database.transaction() as connection:
-        return await view_of(connection, await made_by(connection, subject, asked))
+        return await view_of(connection, await made_by(connection, subject, asked, naming))
 
 
 @router.get("")
@@ -107,22 +108,22 @@ async def remove_participant(meeting_id: str, user_id: UserId, services: Of, sub
 
 
 @router.post("/{meeting_id}/recording/start", status_code=201)
-async def start_meeting_recording(meeting_id: str, services: Of, subject: Asker, asked: RecordingAsked | None = None) -> View:
+async def start_meeting_recording(meeting_id: str, services: Of, subject: Asker, naming: Named, asked: RecordingAsked | None = None) -> View:
     """Starts a recording of the meeting."""
     asked = asked or RecordingAsked()
     subject = acting_for(subject, asked.user_id)
     async with services.database.transaction() as connection:
         meeting = await meeting_for(connection, subject, meeting_id, Verb.RECORD)
-        made = await started(connection, services, subject, meeting, asked)
+        made = await started(connection, services, subject, meeting, asked, naming)
     return await whole(services, subject, made.id)
 
 
-async def started(connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: RecordingAsked) -> Recording:
+async def started(connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: RecordingAsked, naming: Naming) -> Recording:
     """A new recording of the meeting."""
     owner = asked.user_id or meeting.host_id or named_user(subject, None)
     wishes = {name: getattr(asked, name) for name in WISHES}
     source = asked.source.value if asked.source else None
-    return await control.start(connection, meeting, owner_id=owner, source=source, default=services.settings.source, wishes=wishes)
+    return await control.start(connection, meeting, naming.id_of("recording"), owner_id=owner, source=source, default=services.settings.source, wishes=wishes)
 
 
 async def _newest(connection: Connection, subject: Subject, meeting_id: str) -> Recording:

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 def problem(status: int, code: str, detail: str, /, *, retry_after_s: int | None = None, **facts: Any) -> JSONResponse:
     """One problem document; 429, 503 and 507 always say when to come back."""
     headers = {}
-    if status in {429, 503, 507}:
+    if status in {429, 503, 507} or retry_after_s is not None:
         headers["retry-after"] = str(retry_after_s or 5)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"

@@ -18,6 +18,7 @@ from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
+from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by, started
 from roomtape.web.route import Route, of
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/recordings", tags=["recordings"], route_class=Route)
 
 
 @router.post("/start", status_code=201)
-async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Asker) -> View:
+async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Asker, naming: Named) -> View:
     """Starts a recording by room; the room is made if the caller may."""
     room = asked.room_code or asked.room_id
     if room is None:
@@ -37,15 +38,15 @@ async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Ask
     subject = acting_for(subject, asked.user_id)
     async with services.database.transaction() as connection:
         if await ledger.find_meeting(connection, subject.tenant, room) is None:
-            await _make(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id))
+            await _make(connection, subject, MeetingAsked(room_code=room, title=asked.title, host_id=asked.user_id), naming)
         meeting = await meeting_for(connection, subject, room, Verb.RECORD)
-        made = await started(connection, services, subject, meeting, asked)
+        made = await started(connection, services, subject, meeting, asked, naming)
     return await whole(services, subject, made.id)
 
 
-async def _make(connection: Connection, subject: Subject, room: MeetingAsked) -> None:
+async def _make(connection: Connection, subject: Subject, room: MeetingAsked, naming: Naming) -> None:
     try:
-        await made_by(connection, subject, room)
+        await made_by(connection, subject, room, naming)
     except Conflict as raced:  # two ask for a new room at once
         if raced.code != "room_code_taken":
             raise

@@ -24,6 +24,7 @@ from roomtape.db.rows import Meeting, Recording
 from roomtape.library.catalog import warned
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_facts, role_for_joining
 from roomtape.web.form import FIELDS_BYTES, Form
+from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by
 from roomtape.web.route import Route
@@ -61,16 +62,17 @@ async def get_clock() -> View:
 
 
 @router.post("/meetings/start-recording", status_code=201)
-async def start_segmented_recording(asked: StartSegmented, services: Of, subject: Asker) -> JSONResponse:
+async def start_segmented_recording(asked: StartSegmented, services: Of, subject: Asker, naming: Named) -> JSONResponse:
     """Makes or finds the meeting and starts recording it; a second browser joins the open recording (200)."""
     subject = acting_for(subject, asked.user_id)
     user = named_user(subject, asked.user_id)
     async with services.database.transaction() as connection:
-        meeting = await _meeting(connection, subject, asked, user)
-        recording, fresh = await _open(connection, services, subject, meeting, asked, user)
+        meeting = await _meeting(connection, subject, asked, user, naming)
+        recording, fresh = await _open(connection, services, subject, meeting, asked, user, naming)
         await _own_track(connection, subject, meeting, recording, asked.track_id, asked.participant_id)
         what = {"participant_id": asked.participant_id or user, "kind": asked.kind, "source": asked.source, "mime_type": asked.mime_type}
-        track = await control.join(connection, recording, asked.track_id, **what)
+        first = "1" if fresh else None  # also for a second try: what a first one made and joined at once
+        track = await control.join(connection, recording, asked.track_id or first, **what)
     body = {
         "meetingId": str(meeting.id),
         "recordingId": str(recording.id),
@@ -81,26 +83,28 @@ async def start_segmented_recording(asked: StartSegmented, services: Of, subject
     return JSONResponse(body, status_code=201 if fresh else 200)
 
 
-async def _meeting(connection: Connection, subject: Subject, asked: StartSegmented, user: str) -> Meeting:
+async def _meeting(connection: Connection, subject: Subject, asked: StartSegmented, user: str, naming: Naming) -> Meeting:
     if asked.meeting_id is None or await ledger.find_meeting(connection, subject.tenant, asked.meeting_id) is None:
         try:
-            return await made_by(connection, subject, MeetingAsked(room_code=asked.meeting_id, title=asked.title, host_id=user))
+            return await made_by(connection, subject, MeetingAsked(room_code=asked.meeting_id, title=asked.title, host_id=user), naming)
         except Conflict as raced:  # two browsers come first
             if asked.meeting_id is None or raced.code != "room_code_taken":
                 raise
     return await meeting_for(connection, subject, asked.meeting_id, Verb.SEE_MEETING)
 
 
-async def _open(connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: StartSegmented, user: str) -> tuple[Recording, bool]:
+async def _open(
+    connection: Connection, services: Services, subject: Subject, meeting: Meeting, asked: StartSegmented, user: str, naming: Naming
+) -> tuple[Recording, bool]:
+    name = naming.id_of("recording")
     running = await ledger.open_recording(connection, meeting.id)
     if running is not None:
-        return _joinable(running), False
+        return _joinable(running), running.id == name
     authorise(subject, Verb.RECORD, await facts_of(connection, subject, meeting))
     try:
         async with connection.transaction():
-            made = await control.start(
-                connection, meeting, owner_id=user, source=Source.SEGMENTS, default=services.settings.source, wishes={"title": asked.title}
-            )
+            wishes = {"title": asked.title}
+            made = await control.start(connection, meeting, name, owner_id=user, source=Source.SEGMENTS, default=services.settings.source, wishes=wishes)
     except Conflict as raced:
         running = await ledger.open_recording(connection, meeting.id)
         if raced.code != "already_recording" or running is None:
