@@ -25,7 +25,8 @@ CONCURRENCY = 2
 _RECONCILE_S = 15.0
 _SWEEP_S = 600.0
 _SPOOL_S = 2.0
-_GRACE_S = 10.0  # for the jobs that run when the worker is told to end; what they leave is done by the next one
+_GRACE_S = 8.0  # for the jobs that run when the worker is told to end; what they leave is done by the next one
+_LAST_WORD_S = 2.0  # then for telling the database, which may be away
 _LOST = f"{jobs.MAX_ATTEMPTS} workers died while they made this recording's files; it is tried again later."
 _DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 
@@ -67,10 +68,22 @@ async def work(bench: Bench, janitor: Janitor, heartbeat_s: float) -> None:
 
 
 async def _jobs(bench: Bench) -> None:
-    """The queue's own loop; it ends when the database goes, and begins again when it is back."""
+    """The queue's own loop; it ends when the database goes, and begins again when it is back.
+
+    It runs beside: without a database it would turn our end into an error of its own, and say for ever what nobody hears.
+    """
     while True:
+        running = asyncio.create_task(
+            bench.queue.run_worker_async(concurrency=CONCURRENCY, wait=True, delete_jobs="successful", shutdown_graceful_timeout=_GRACE_S)
+        )
         try:
-            await bench.queue.run_worker_async(concurrency=CONCURRENCY, wait=True, delete_jobs="successful", shutdown_graceful_timeout=_GRACE_S)
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait({running}, timeout=_GRACE_S + _LAST_WORD_S)
+            if not running.done() or (not running.cancelled() and running.exception() is not None):
+                log.warning("worker.unheard")  # it is missed by its heartbeat, and its jobs are taken over
+            raise
         except Exception:
             log.exception("worker.interrupted")
         await asyncio.sleep(1)
