@@ -136,7 +136,6 @@ async def spool_mover(bench: Bench, janitor: Janitor) -> AsyncIterator[None]:
         asyncio.create_task(_every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))),
         asyncio.create_task(_every(_SWEEP_S, "temporary", bench.store.sweep)),
         asyncio.create_task(_every(_SWEEP_S, "leftovers", janitor.collect_spool)),
-        asyncio.create_task(_every(_SWEEP_S, "spooled", lambda: move.tidy(bench.database, bench.store))),
     ]
     try:
         yield
