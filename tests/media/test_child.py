@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roomtape.core.errors import Unavailable
 from roomtape.core.health import Facts, TrackFacts, judge
 from roomtape.core.lifecycle import Health
 from roomtape.media import door
@@ -102,6 +103,24 @@ async def test_a_probe_of_a_feed_is_that_of_the_file(runner: Runner, job: Path, 
         yield (job / "a").read_bytes()
 
     assert await door.probe(runner, job, door.FEED, feed=feed()) == await door.probe(runner, job, "a")
+
+
+@pytest.mark.parametrize("after", [0, 3])
+async def test_a_store_that_fails_while_it_feeds_is_heard_as_such(runner: Runner, job: Path, chromium: Path, after: int) -> None:
+    cause = OSError("the line is cut")
+
+    async def feed() -> AsyncIterator[bytes]:
+        body = (chromium / "B-vp8/0001.webm").read_bytes()
+        for at in range(after):
+            yield body[at * 4096 : (at + 1) * 4096]
+        raise Unavailable("The object store failed.", code="storage_error") from cause
+
+    with pytest.raises(Unavailable) as heard:
+        await door.verify(runner, job, door.FEED, feed=feed(), limits=Limits())
+    assert heard.value.code == "storage_error"
+    assert heard.value.__cause__ is cause
+    with pytest.raises(Unavailable):
+        await runner.ffmpeg(["-f", "matroska", "-i", "pipe:0", "-f", "null", "-"], job, limits=Limits(), feed=feed())
 
 
 async def test_a_flipped_and_a_cut_file_are_not_sound(runner: Runner, job: Path, chromium: Path) -> None:

@@ -115,7 +115,7 @@ class Runner:
     ) -> dict[str, Any]:
         """One task of media.child on the files of `job`, or on `feed` (file name "-"). The answer is from a process that may have been taken over: check it.
 
-        Errors: MediaRefused, MediaTooBig, MediaTimeout, MediaCrashed, NoSandbox.
+        Errors: MediaRefused, MediaTooBig, MediaTimeout, MediaCrashed, NoSandbox, and those of `feed`.
         """
         document = await self._ask(task, job, args, limits or Limits(), feed)
         if isinstance(result := document.get("result"), dict):
@@ -229,6 +229,9 @@ async def _converse(
             group.create_task(process.wait())
     except TimeoutError as late:
         raise MediaTimeout(tail=tail.decode(errors="replace")) from late
+    except ExceptionGroup as several:  # the feed failed: what the store says must be heard as such, it is no fault of the media or of ours
+        wrong = several.exceptions[0]
+        raise wrong from wrong.__cause__
     finally:
         await _end(process)
     if len(answer := taking.result()) > limits.answer_bytes:
