@@ -72,8 +72,8 @@ def test_many_tracks_that_upload_while_the_whole_is_completed_end_in_order(admin
         taken = begin(admin, name("host"))
         tracks = [f"t{number}" for number in range(10)]
         with ThreadPoolExecutor(11) as pool:
-            sent = [pool.submit(lambda track=track, taken=taken: upload(admin, taken, 1, first, trackId=track)) for track in tracks]
-            done = pool.submit(lambda taken=taken: complete(admin, taken, allowGaps=True))
+            sent = [pool.submit(upload, admin, taken, 1, first, trackId=track) for track in tracks]
+            done = pool.submit(complete, admin, taken, allowGaps=True)
             assert {one.result().status_code for one in sent} <= {201, 409}
             assert done.result().status_code == 202
 
