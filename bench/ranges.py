@@ -1,6 +1,5 @@
 """P3: byte ranges over a rope of 361 pieces against nginx's sendfile of the same bytes in one file; P2: the same file written out, against cat."""
 
-import os
 import shutil
 import subprocess
 import sys

@@ -29,7 +29,7 @@ def test_who_loses_the_right_while_the_body_comes_is_refused(house: House, admin
     admin.put(f"/api/v1/meetings/{taken.meeting_id}/participants/{guest}", json={"full_name": "G", "role": "PARTICIPANT"}).raise_for_status()
     slow = Slow(segments()[0])
     with house.client(house.key("user", guest)) as client, ThreadPoolExecutor(1) as pool:
-        query = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": "g1", "segmentIndex": 1}
+        query: dict[str, str | int] = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": "g1", "segmentIndex": 1}
         sent = pool.submit(lambda: client.post("/api/v1/meetings/upload-segment", params=query, content=slow))
         assert slow.begun.wait(10)
         admin.put(f"/api/v1/meetings/{taken.meeting_id}/participants/{guest}", json={"full_name": "G", "role": "VIEWER"}).raise_for_status()
@@ -41,7 +41,7 @@ def test_a_recording_that_is_deleted_while_the_body_comes_takes_nothing(admin: h
     taken = begin(admin, name("host"))
     slow = Slow(segments()[0])
     with ThreadPoolExecutor(1) as pool:
-        query = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": taken.track_id, "segmentIndex": 1}
+        query: dict[str, str | int] = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": taken.track_id, "segmentIndex": 1}
         sent = pool.submit(lambda: admin.post("/api/v1/meetings/upload-segment", params=query, content=slow))
         assert slow.begun.wait(10)
         admin.post(f"/api/v1/recordings/{taken.id}/stop").raise_for_status()
@@ -56,7 +56,7 @@ def test_a_track_that_somebody_takes_while_the_body_comes_stays_theirs(house: Ho
     first, *_ = segments()
     slow = Slow(first)
     with house.client(house.key("user", guest)) as client, ThreadPoolExecutor(1) as pool:
-        query = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": "free", "segmentIndex": 1}
+        query: dict[str, str | int] = {"meetingId": taken.meeting_id, "recordingId": taken.id, "trackId": "free", "segmentIndex": 1}
         sent = pool.submit(lambda: client.post("/api/v1/meetings/upload-segment", params=query, content=slow))
         assert slow.begun.wait(10)
         mine = admin.post("/api/v1/meetings/upload-segment", params={**query, "segmentIndex": 2, "participantId": taken.host}, content=first)
