@@ -18,6 +18,8 @@ QUIET_HOLE_US = 200_000  # shorter holes are stretched over without a word
 WINDOW_US = 2_000_000
 OPUS_STEP_US = 2_500
 MANY_MISSING = 1_000  # a longer run of missing segments is one gap: indices may reach 2**31
+_BRIDGE_US = 20_000
+_EVEN_US = 200
 _FAR = 1 << 60
 _MENDED_SLEW_US = 1_000  # with the 1.25 ms by which the mend's packets may miss, less than TOUCH_US: no hole, no packet too many
 _MEND_SEARCH_US = 60_000  # a mend that claims more than this against the clock found another word
@@ -179,14 +181,17 @@ def _cut(file: FileFacts, zero_us: int, overlap_us: int, *, off_grid: bool = Fal
 def cut_sound(overlap_us: int, packet_us: int) -> tuple[int, int]:
     """For two recorders whose sound overlaps: (how much of the newer one's beginning is left out, the hole before what is kept of it), in microseconds.
 
-    The hole is rounded to what Opus packets can fill (2.5 ms); it is 0 on the packet grid and always shorter than a packet.
+    The hole is rounded to what Opus packets can fill (2.5 ms). It is 0 on the packet grid, else one packet and 20 ms long at most: in less than 20 ms a mend
+    cannot slide by the half step that the rounding leaves without being heard.
     """
     if packet_us <= 0 or overlap_us <= 0:
         return 0, 0
     skip = min(SETTLE_PACKETS, (overlap_us + TOUCH_US) // packet_us) * packet_us
     hole = -(overlap_us - skip) % packet_us
-    steps = (hole + OPUS_STEP_US // 2) // OPUS_STEP_US
-    return skip, steps * OPUS_STEP_US if steps * OPUS_STEP_US < packet_us else 0
+    if min(hole, packet_us - hole) <= _EVEN_US:
+        return skip, 0
+    filled = (hole + OPUS_STEP_US // 2) // OPUS_STEP_US * OPUS_STEP_US
+    return skip, filled if filled >= _BRIDGE_US else filled + packet_us
 
 
 def origin_us(starts: Iterable[int | None]) -> int:

@@ -23,7 +23,7 @@ from roomtape.media.standing import Standing, begin_us, stand
 __all__ = ["Join", "Layout", "Packet", "Span", "Taken", "TrackFacts", "Window", "grow", "joins_wanted", "lay_out", "server_start_us"]
 
 _FAR = 1 << 60
-_PREROLL = 4  # Opus needs 80 ms before what is to be heard (RFC 7845, 4.6): four packets of 20 ms or more
+_PREROLL = 6  # Opus needs 80 ms before what is to be heard (RFC 7845, 4.6): four packets of 20 ms, and the hole may lie a little before where clocks have it
 
 
 def server_start_us(facts: TrackFacts, taken: Sequence[Taken]) -> int | None:

@@ -79,7 +79,7 @@ def mend(args: dict[str, Any]) -> dict[str, Any]:
     offset_us = round((offset - len(old)) * 1_000_000 / RATE)
     skip_us, hole_us = cut_sound(-offset_us, packet_us)
     length, there = _samples(hole_us), offset + _samples(skip_us)
-    here = max((end for end in (0, *ends) if end <= there + 1), default=0)
+    here = max((end for end in (0, *ends) if end <= there - length + GRID // 2 + 1), default=0)
     packets: list[bytes] = []
     if length:
         sound = bridge(old, new, here=here, there=there, offset=offset, length=length)
