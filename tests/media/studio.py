@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin
@@ -21,6 +21,7 @@ from roomtape.testing import known
 DATA = Path(__file__).parents[1] / "data" / "chromium"
 SETS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 LIMIT_S = 120
+JITTER = 24 * 48  # samples: Chromium's audio timestamps stray by up to 20 ms
 T = TypeVar("T")
 
 
@@ -79,8 +80,7 @@ class Take:
     client: httpx2.Client
     meeting: str
     id: str
-    sent: set[int] = field(default_factory=set)
-    _base: dict[str, Any] = field(default_factory=dict)
+    token: str = ""
 
     def upload(self, index: int, part: Part, *, measured: bool = True, expect: int = 201, **more: Any) -> dict[str, Any]:
         """`measured`: the client has measured that its clock is right, so old starts are believed."""
@@ -129,7 +129,10 @@ class Take:
         return found
 
     def urls(self) -> dict[str, Any]:
-        document: dict[str, Any] = self.client.post(f"/api/v1/recordings/{self.id}/playback", json={}).json()
+        """Where it can be played; always by the same token."""
+        body = {"token": self.token} if self.token else {}
+        document: dict[str, Any] = self.client.post(f"/api/v1/recordings/{self.id}/playback", json=body).json()
+        self.token = document["token"]
         return document
 
     def get(self, path: str) -> httpx2.Response:
@@ -252,4 +255,19 @@ def levels(path: Path, *, hop_ms: int = 10) -> NDArray[np.float64]:
                 rest = rest[whole.size :]
         whole = rest[: rest.size // hop * hop].reshape(-1, hop)
         pieces.append(np.sqrt(np.mean(whole**2, axis=1, dtype=np.float64)))
+    return np.concatenate(pieces)
+
+
+def sound_of(path: Path) -> NDArray[np.float32]:
+    """The sound on the file's clock. Packet follows on packet, whatever WebM's rounded milliseconds say, unless the file says that one does not."""
+    pieces: list[NDArray[np.float32]] = []
+    until = 0
+    with av.open(str(path)) as media:
+        for frame in media.decode(audio=0):
+            at = round(float(frame.time or 0.0) * known.RATE_HZ)
+            if not pieces or at - until > JITTER:
+                pieces.append(np.zeros(max(at - until, 0), np.float32))
+                until = max(at, until)
+            pieces.append(frame.to_ndarray().mean(axis=0, dtype=np.float32))
+            until += frame.samples
     return np.concatenate(pieces)
