@@ -8,6 +8,7 @@ import pytest
 
 from roomtape.testing.postgres import fresh_database
 
+from .ear import Ear, listening
 from .house import SECRET, House, Taken, begin, completed, fill, name, segments, serving
 
 
@@ -21,6 +22,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def admin(house: House) -> Iterator[httpx2.Client]:
     with house.client(house.key("admin")) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def quiet(house: House) -> Iterator[tuple[Ear, Ear]]:
+    """Two who may hear nothing, one of them with a key that is revoked. Opened early and looked at late: what they wait for takes 15 s."""
+    gone = house.fresh_key("user", name("gone"))
+    with listening(house, house.key("user", name("quiet"))) as hears, listening(house, gone["key"]) as revoked:
+        house.revoke(gone["id"])
+        yield hears, revoked
 
 
 @pytest.fixture

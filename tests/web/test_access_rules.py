@@ -12,6 +12,7 @@ import pytest
 
 from roomtape.core.access import ALLOWED, Relation, Verb
 
+from .ear import Ear
 from .house import House, Json, Taken, begin, completed, fill, name, segments, token, until
 from .test_contract_meetings import problem
 
@@ -143,7 +144,7 @@ def recorded(admin: httpx2.Client, people: dict[str, str], meeting: str) -> Take
 
 
 @pytest.fixture(scope="module")
-def stage(house: House, admin: httpx2.Client) -> Iterator[Stage]:
+def stage(house: House, admin: httpx2.Client, quiet: tuple[Ear, Ear]) -> Iterator[Stage]:  # the ears want to be opened early
     people = {subject: name(subject) for subject in SUBJECTS if subject not in {"anonymous", "service", "service_user", "admin"}}
     people["service_user"] = people["host"]
     meeting = admin.post("/api/v1/meetings", json={"host_id": people["host"]}).json()

@@ -1,85 +1,19 @@
 """Server-sent events: in order, without holes, from where one left off, and only what one may view."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from uuid import UUID, uuid4
 
 import httpx2
-import pytest
 
-from .house import LIMIT_S, House, Json, Taken, begin, completed, events, fill, name, segments, token, until
+from .ear import Ear, listening
+from .house import LIMIT_S, House, Taken, begin, completed, fill, name, segments, token, until
 from .test_contract_meetings import is_time, problem
 
 EVENTS = "/api/v1/events"
 
 
-class Ear:
-    """Listens in a thread of its own until the block ends."""
-
-    def __init__(self, client: httpx2.Client, last: str | None) -> None:
-        self.heard: list[Json] = []
-        self.comments: list[str] = []
-        self.headers: httpx2.Headers = httpx2.Headers()
-        self.ready = threading.Event()
-        self.ended = threading.Event()
-        self._client, self._last = client, last
-        self._over = False
-        self.thread = threading.Thread(target=self._listen, daemon=True)
-
-    def _listen(self) -> None:
-        headers = {"last-event-id": self._last} if self._last else {}
-        try:
-            with self._client.stream("GET", EVENTS, headers=headers, timeout=httpx2.Timeout(5, read=120)) as answer:
-                assert answer.status_code == 200
-                self.headers = answer.headers
-                for event in events(self._lines(answer)):
-                    self.heard.append(event)
-        except httpx2.HTTPError:
-            if not self._over:
-                raise
-        finally:
-            self.ended.set()
-
-    def _lines(self, answer: httpx2.Response) -> Iterator[str]:
-        for line in answer.iter_lines():
-            if line.startswith(":"):
-                self.comments.append(line)
-                self.ready.set()
-            yield line
-
-    def of(self, recording: str) -> list[Json]:
-        return [event for event in self.heard if event["data"]["recording_id"] == recording]
-
-    def wait_for(self, recording: str, count: int) -> None:
-        until(lambda: len(self.of(recording)) >= count, f"{count} events")
-
-    def close(self) -> None:
-        self._over = True
-
-
-@contextmanager
-def listening(house: House, bearer: str, last: str | None = None) -> Iterator[Ear]:
-    with house.client(bearer) as client:
-        ear = Ear(client, last)
-        ear.thread.start()
-        assert ear.ready.wait(LIMIT_S)
-        try:
-            yield ear
-        finally:
-            ear.close()
-
-
-@pytest.fixture(scope="module")
-def quiet(house: House) -> Iterator[tuple[Ear, dict[str, str]]]:
-    """Opened first, looked at last: one who hears nothing, because it may see nothing, with a key that is revoked meanwhile."""
-    key = house.fresh_key("user", name("quiet"))
-    with listening(house, key["key"]) as ear:
-        yield ear, key
-
-
-def test_events_come_in_order_without_holes_as_cloud_events(house: House, admin: httpx2.Client, quiet: tuple[Ear, dict[str, str]]) -> None:
+def test_events_come_in_order_without_holes_as_cloud_events(house: House, admin: httpx2.Client) -> None:
     with listening(house, house.key("admin")) as ear:
         one, two = begin(admin, name(), title="One"), begin(admin, name())
         for taken in (one, two):
@@ -152,11 +86,11 @@ def test_nobody_hears_nothing(house: House) -> None:
         problem(nobody.get(EVENTS), 401, "not_signed_in")
 
 
-def test_a_quiet_stream_says_that_it_lives_and_ends_with_its_key(house: House, quiet: tuple[Ear, dict[str, str]]) -> None:
-    ear, key = quiet
-    until(lambda: ear.comments.count(": still here") >= 1, "a comment that keeps proxies from closing")
-    house.revoke(key["id"])
-    until(ear.ended.is_set, "the end of a stream whose key is revoked")
+def test_a_quiet_stream_says_that_it_lives_and_ends_with_its_key(quiet: tuple[Ear, Ear]) -> None:
+    quiet_one, revoked = quiet
+    until(lambda: ": still here" in quiet_one.comments, "a comment that keeps proxies from closing")
+    until(revoked.ended.is_set, "the end of a stream whose key is revoked")
+    assert not quiet_one.ended.is_set()
 
 
 def test_seq_has_no_holes_when_many_write_at_once(house: House, admin: httpx2.Client) -> None:
