@@ -23,7 +23,10 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the ledger says of a recording. `playable`: samples that a player can be given; `original`: the recipe that was made last."""
+    """What the ledger says of a recording.
+
+    `playable`: samples that a player can be given; `original`: the recipe that was made last; `lost`: of `chunks`, those that were taken and whose bytes are gone.
+    """
 
     status: Status
     chunks: int
@@ -33,6 +36,7 @@ class Facts:
     playable: int
     inputs: str
     original: str | None
+    lost: int = 0
 
 
 def recipe(inputs: Iterable[tuple[str, int, str]], mends: int) -> str:
@@ -60,5 +64,7 @@ def plan(facts: Facts) -> tuple[Step, ...]:
 
 
 def why_failed(facts: Facts) -> str:
-    """The code of a recording that yields nothing: `no_media` (nothing came) or `unreadable` (what came cannot be read)."""
+    """The code of a recording that yields nothing: `no_media` (nothing came), `segment_lost` (we lost what came) or `unreadable` (what came cannot be read)."""
+    if facts.lost:
+        return "segment_lost"
     return "unreadable" if facts.chunks else "no_media"

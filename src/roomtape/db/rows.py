@@ -143,6 +143,16 @@ class Chunk:
     index_blob: bytes | None = None
     carry: bytes | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Its bytes are in a spool, on their way to the store."""
+        return self.state in {ChunkState.QUEUED, ChunkState.IN_PROGRESS}
+
+    @property
+    def lost(self) -> bool:
+        """Its bytes were taken and are gone."""
+        return self.state is ChunkState.FAILED
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChunk:

@@ -220,6 +220,8 @@ def warned(chunk: Chunk) -> View:
     if chunk.warning == NOT_INDEXED:
         return {"warnings": [{"code": "not_indexed", "message": "This segment is not readable as media: it plays nothing and stays downloadable."}]}
     return {"warnings": [{"code": "partly_indexed", "message": f"Parts of this segment are not readable as media ({chunk.warning})."}]}
+    if chunk.lost:
+        return {"warnings": [{"code": "segment_lost", "message": "This segment was taken and its bytes are lost."}]}
 
 
 def live_view(recording: Recording, tape: Tape, now: datetime) -> View:

@@ -34,6 +34,8 @@ async def export(database: Database, store: SpooledStore, tape: Tape, folder: Pa
     assert meeting is not None
     taken = []
     for row in rows:
+        if row.lost:
+            continue  # the warnings of the recording say which
         name = f"chunks/{row.track_id}-{row.index:010d}"
         await write_out(Rope.of([Span(row.key, 0, row.size_bytes)]), store, folder / name, where=StoredIn(row.stored_in))
         taken.append(_chunk(row, name))

@@ -11,7 +11,6 @@ from procrastinate import App
 
 from roomtape.core.errors import RoomtapeError, StorageFull, Unavailable
 from roomtape.core.lifecycle import Status
-from roomtape.core.model import StoredIn
 from roomtape.core.plan import Facts, Step, plan, recipe, why_failed
 from roomtape.db import artifacts, chunks, jobs, ledger
 from roomtape.db.database import Connection, Database
@@ -32,6 +31,7 @@ _REST = timedelta(hours=1)
 _FAILURES = {
     "no_media": "Nothing was recorded: no segment arrived before the recording was completed.",
     "unreadable": "Segments arrived, but none of them holds media that can be read. They can still be downloaded as they came.",
+    "segment_lost": "Segments arrived and were taken, but their bytes were lost before they were in the store: this is our fault.",
 }
 
 
@@ -87,11 +87,12 @@ async def _facts(bench: Bench, tape: Tape) -> Facts:
     return Facts(
         status=tape.recording.status,
         chunks=len(rows),
+        lost=sum(row.lost for row in rows),
         waiting=sum(not row.parsed for row in rows),
-        spooled=sum(row.stored_in == StoredIn.SPOOL for row in rows),
+        spooled=sum(row.waits for row in rows),
         unmended=unmended,
         playable=sum(layout.playable for layout in tape.layouts.values()),
-        inputs=recipe(((row.track_id, row.index, row.sha256) for row in rows), len(mends)),
+        inputs=recipe(((row.track_id, row.index, row.sha256) for row in rows if not row.lost), len(mends)),
         original=made.recipe if made else None,
     )
 

@@ -138,7 +138,7 @@ async def get_recording_status(recording_id: UUID, services: Of, subject: Asker)
     """Where a recording stands, in short."""
     async with services.database.transaction() as connection:
         recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
-        waiting = [chunk for chunk in await chunks.chunks_of(connection, recording.id) if chunk.stored_in == StoredIn.SPOOL]
+        waiting = [chunk for chunk in await chunks.chunks_of(connection, recording.id) if chunk.waits]
     return catalog.status_view(recording, len(waiting))
 
 
@@ -220,6 +220,8 @@ async def get_segment(recording_id: UUID, index: int, services: Of, subject: Ask
         raise NotFound
     headers = {
         "content-length": str(chunk.size_bytes),
+    if chunk.lost:
+        raise NotFound("The bytes of this segment were taken and are lost.", code="segment_lost")
         "etag": f'"{chunk.sha256}"',
         "content-disposition": f'attachment; filename="segment-{index}"',
         "x-content-type-options": "nosniff",
