@@ -45,6 +45,10 @@ class Monkey:
         while not self.over.wait(luck.uniform(*self.pause_s)):
             self._strike("postgres", luck.choice([signal.SIGKILL, signal.SIGQUIT]))
 
+    def tire(self, seconds: float) -> None:
+        self.over.wait(seconds)
+        self.over.set()
+
     def _strike(self, name: str, how: signal.Signals) -> None:
         pid = self.house.parts().get(name)
         if pid is not None:  # else it is just being started again
@@ -72,7 +76,7 @@ def _monkey_business(folder: Path, chromium: Path, *, seed: int, seconds: float,
         monkey = Monkey(house, seed, pause_s)
         begun = time.monotonic()
         with ThreadPoolExecutor(MEETINGS + 3) as crowd:
-            crowd.submit(lambda: monkey.over.wait(seconds * rounds) or monkey.over.set())
+            crowd.submit(monkey.tire, seconds * rounds)
             beating = [crowd.submit(monkey.parts), crowd.submit(monkey.database)]
             try:
                 ended = []

@@ -112,7 +112,7 @@ def away(folder: Path, *, spool_size: str | None = None) -> Iterator[Away]:
         if spool_size:
             spool.mkdir(parents=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={spool_size}", "tmpfs", spool], check=True)
-            stack.callback(subprocess.run, ["umount", "--lazy", spool], check=True)
+            stack.callback(lambda: subprocess.run(["umount", "--lazy", spool], check=True))
         aws = {"AWS_ACCESS_KEY_ID": server.access_key_id, "AWS_SECRET_ACCESS_KEY": server.secret_access_key}
         stage = Stage(place, {"ROOMTAPE_STORAGE_URL": server.url(port=proxy.port), **aws})
         stack.callback(stage.end)
