@@ -34,7 +34,7 @@ async def main(data: Path, recording_id: str, out: Path) -> None:
     tape = await Layouts(database, wait_s=10, now_us=lambda: time.time_ns() // 1000).tape(recording)
     track = tape.main()
     assert track is not None
-    rope, _, _ = Ropes().whole(tape, track, None)
+    rope, _, _ = await Ropes().whole(tape, track, None)
     print(_rss_kb(), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

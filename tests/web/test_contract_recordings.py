@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -241,6 +242,54 @@ def test_playback_gives_urls_that_need_nothing_else(house: House, admin: httpx2.
             assert player.get(view[key]).headers["content-disposition"].startswith("inline")
 
 
+def test_what_has_to_be_transcoded_is_said_so(admin: httpx2.Client, finished: Taken) -> None:
+    path = f"/api/v1/recordings/{finished.id}"
+    for need in ("hls", "mp4"):
+        assert admin.post(f"{path}/playback", json={"need": need}).json()[f"{need}_url"]
+    taken = begin(admin, name())
+    assert admin.post(f"/api/v1/recordings/{taken.id}/playback", json={"need": "hls"}).json()["hls_url"] is None, "nothing has come: nobody knows"
+    fill(admin, taken, segments("B-vp8")[:2])
+    path = f"/api/v1/recordings/{taken.id}"
+    assert admin.post(f"{path}/playback", json={}).json()["hls_url"] is None
+    for need in ("hls", "mp4"):
+        problem(admin.post(f"{path}/playback", json={"need": need}), 409, "needs_transcoding")
+    problem(admin.get(f"{path}/download", params={"format": "mp4"}), 409, "needs_transcoding")
+    for playlist in ("hls/master.m3u8", "hls/1/media.m3u8"):
+        problem(admin.get(f"{path}/{playlist}"), 409, "needs_transcoding")
+    assert admin.get(f"{path}/download").headers["content-type"] == "video/webm"
+
+
+def test_only_windows_that_are_listed_are_there(admin: httpx2.Client, finished: Taken) -> None:
+    path = f"/api/v1/recordings/{finished.id}"
+    playlist = admin.get(f"{path}/hls/1/media.m3u8").text
+    listed = [tuple(map(int, found)) for found in re.findall(r"^(\d+)-(\d+)\.m4s$", playlist, re.MULTILINE)]
+    (start, stop), end = listed[0], listed[-1][1]
+    assert admin.get(f"{path}/stream/1/{start}-{stop}.webm").status_code == 200
+    for a, b in ((0, 10**30), (-(10**30), 10**30), (start, 2**63), (stop, start), (start, start), (end, end + 1_000_000), (start, end), (10**30, 10**31)):
+        for wrong in (f"hls/1/{a}-{b}.m4s", f"stream/1/{a}-{b}.webm", f"stream/1/{a}-{b}.mp4"):
+            problem(admin.get(f"{path}/{wrong}"), 404, "not_found")
+
+
+def test_a_playlist_tells_the_time_of_day(admin: httpx2.Client, running: Taken) -> None:
+    playlist = admin.get(f"/api/v1/recordings/{running.id}/hls/1/media.m3u8").text
+    [told] = re.findall("^#EXT-X-PROGRAM-DATE-TIME:(.*Z)$", playlist, re.MULTILINE)
+    begun = datetime.fromisoformat(admin.get(f"/api/v1/recordings/{running.id}/segments").json()["segments"][0]["started_at"])
+    assert abs((datetime.fromisoformat(told) - begun).total_seconds()) < 1
+
+
+def test_bytes_that_are_gone_are_said_to_be_before_the_head(house: House, admin: httpx2.Client) -> None:
+    taken = begin(admin, name())
+    fill(admin, taken, segments("B-vp9")[:2])
+    path = f"/api/v1/recordings/{taken.id}"
+    with house.client() as player:
+        url = admin.post(f"{path}/playback").json()["mp4_url"]
+        assert player.get(url).status_code == 200
+        for [key] in house.sql("SELECT key FROM chunks WHERE recording_id = %s", taken.id):
+            (house.store / key).unlink()
+        for answer in (admin.get(f"{path}/segments/1"), admin.get(f"{path}/download"), player.get(url), player.get(url)):
+            assert problem(answer, 404, "not_found")
+
+
 def test_what_plays_grows_while_it_is_recorded(admin: httpx2.Client, running: Taken) -> None:
     path = f"/api/v1/recordings/{running.id}"
     first = admin.get(f"{path}/stream.json").json()
@@ -361,6 +410,8 @@ def test_a_download_is_a_file_with_ranges_and_a_validator(admin: httpx2.Client, 
         assert admin.get(path, params={"artifact": artifact}).content == whole.content
     problem(admin.get(path, params={"artifact": "thumbnail"}), 404, "not_made")
     problem(admin.get(path, params={"format": "exe"}), 422, "invalid")
+    for wanted in ("m4a", "mp3", "flac", "ogg", "wav"):
+        problem(admin.get(path, params={"format": wanted}), 409, "needs_transcoding")
     problem(admin.get(path, params={"track_id": "9"}), 404, "nothing_to_play")
 
 

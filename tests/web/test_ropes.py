@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from roomtape.core.errors import NotFound, RoomtapeError
 from roomtape.core.rope import Literal, Rope, Span
+from roomtape.web.lane import FRESH_S, FastLane
 from roomtape.web.protocol import RopeProtocol
 from roomtape.web.ropes import RopeResponse, parse_range
 
@@ -30,6 +33,8 @@ class Folder:
         return None if self.remote else self.root / key
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        if not (self.root / key).exists():
+            raise NotFound
         body = (self.root / key).read_bytes()[start:stop]
         for at in range(0, len(body), 70_000):
             yield body[at : at + 70_000]
@@ -40,6 +45,7 @@ class Hasty(RopeProtocol):
 
     header_timeout_s = 0.4
     body_window_s = 0.4
+    stall_s = 1.0
 
 
 class Server:
@@ -142,6 +148,88 @@ async def test_an_object_that_is_shorter_than_its_row_says_ends_the_connection(t
         _, headers, body = await server.ask("GET /short HTTP/1.1")
         assert int(headers["content-length"]) == len(whole)
         assert len(body) < len(whole)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_an_object_that_is_missing_is_said_before_the_head(tmp_path: Path, *, remote: bool) -> None:
+    app = app_of(tmp_path, remote=remote)
+    app.add_exception_handler(RoomtapeError, lambda _, wrong: PlainTextResponse(wrong.code, wrong.status))
+    a_rope(tmp_path)
+    lost = Rope.of([Literal(b"head" * 100_000), Span("lost", 0, 500_000), Literal(b"tail")])
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(lost, Folder(tmp_path, remote=remote), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    app.router.routes.append(Route("/lost", answer))
+    async with Server(app).running() as server:
+        for more in ("", "\nRange: bytes=399990-400009"):
+            first, _, body = await server.ask(f"GET /lost HTTP/1.1{more}")
+            assert (first, body) == ("HTTP/1.1 404 Not Found", b"not_found")
+
+
+def connected(port: int) -> socket.socket:
+    """A reader whose machine holds little for it."""
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+    reader.connect(("127.0.0.1", port))
+    reader.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    return reader
+
+
+@contextlib.asynccontextmanager
+async def a_big_file(root: Path, size: int) -> AsyncIterator[Server]:
+    (root / "big").write_bytes(bytes(size))
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(Rope.of([Span("big", 0, size)]), Folder(root), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    server = Server(Starlette(routes=[Route("/big", answer)]), Hasty)
+    server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)  # what is accepted inherits it
+    async with server.running():
+        yield server
+
+
+async def test_a_slow_reader_that_is_steady_lives(tmp_path: Path) -> None:
+    """Half a megabyte a second where 256 kB a second are asked for: as 8 kB/s are with the limit of a real server."""
+    size = 3 << 20
+
+    def read(port: int) -> int:
+        with connected(port) as reader:
+            came = 0
+            while piece := reader.recv(32 << 10):
+                came += len(piece)
+                time.sleep(0.05)
+            return came
+
+    async with a_big_file(tmp_path, size) as server:
+        assert await asyncio.to_thread(read, server.port) > size
+
+
+async def test_a_reader_that_takes_nothing_is_cut(tmp_path: Path) -> None:
+    async with a_big_file(tmp_path, 8 << 20) as server:
+        held = server.server.server_state.connections
+        with connected(server.port):
+            async with asyncio.timeout(30):
+                while not held:
+                    await asyncio.sleep(0.01)
+                while held:
+                    await asyncio.sleep(0.01)
+
+
+async def test_the_lane_keeps_by_bytes_and_drops_what_is_old(tmp_path: Path) -> None:
+    def answer(size: int) -> RopeResponse:
+        return RopeResponse(Rope.of([Literal(bytes(size))]), Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    lane = FastLane(app_of(tmp_path), most_bytes=100_000)
+    for number in range(10):
+        lane.keep({"path": f"/{number}", "query_string": b""}, answer(30_000))
+    assert [path for path, _ in lane._kept] == ["/7", "/8", "/9"]
+    lane.keep({"path": "/huge", "query_string": b""}, answer(200_000))
+    assert list(lane._kept) == []
+    lane.keep({"path": "/old", "query_string": b""}, answer(1))
+    await asyncio.sleep(FRESH_S + 0.1)  # what is kept is kept by time
+    lane.keep({"path": "/new", "query_string": b""}, answer(1))
+    assert [path for path, _ in lane._kept] == ["/new"]
 
 
 async def test_who_drips_headers_or_bodies_is_cut_and_good_clients_are_not(tmp_path: Path) -> None:

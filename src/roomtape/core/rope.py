@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+_PART_BYTES = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Literal:
@@ -52,20 +54,22 @@ Part = Piece | Lazy
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Parts in order; parts of size 0 are left out and touching pieces of one object are joined."""
+    """Parts in order; parts of size 0 are left out and touching pieces of one object are joined. `held`: the bytes of memory it takes, about."""
 
     pieces: tuple[Part, ...]
     starts: tuple[int, ...] = field(repr=False)
     size: int
+    held: int = field(repr=False)
 
     @classmethod
     def of(cls, pieces: Iterable[Part]) -> "Rope":
         joined = tuple(_joined(pieces))
-        starts, at = [], 0
+        starts, at, held = [], 0, len(joined) * _PART_BYTES
         for piece in joined:
             starts.append(at)
             at += piece.size
-        return cls(joined, tuple(starts), at)
+            held += piece.size if isinstance(piece, Literal) else 0
+        return cls(joined, tuple(starts), at, held)
 
     def slice(self, start: int, stop: int) -> Iterator[Piece]:
         """The pieces of bytes start ≤ n < stop."""

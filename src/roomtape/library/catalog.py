@@ -1,6 +1,6 @@
 """What the API says of meetings and recordings: measured where it can be measured, never guessed from clocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from roomtape.core.model import Gap
 from roomtape.db.rows import Artifact, Chunk, Event, Meeting, Participant, Recording, Track
 from roomtape.media.boxes import playable_as_mp4
 from roomtape.media.index import Stream, codec_string
-from roomtape.media.layout import Layout
+from roomtape.media.layout import Layout, Span
 from roomtape.tapes.indexing import NOT_INDEXED
 from roomtape.tapes.layouts import Tape
 from roomtape.tapes.whole import fps
@@ -197,9 +197,14 @@ def artifact_view(artifact: Artifact) -> View:
     }
 
 
-def segment_view(chunk: Chunk, layout: Layout | None) -> View:
+def segments_view(found: Sequence[Chunk], layouts: Mapping[str, Layout]) -> list[View]:
+    """Every segment: a day of them has 43,200."""
+    spans = {track: {span.index: span for span in layout.spans} for track, layout in layouts.items()}
+    return [segment_view(chunk, spans.get(chunk.track_id, {}).get(chunk.index)) for chunk in found]
+
+
+def segment_view(chunk: Chunk, span: Span | None) -> View:
     """One segment: when it began on the server's clock, and how long its media is."""
-    span = next((span for span in layout.spans if span.index == chunk.index), None) if layout else None
     view: View = {
         "index": chunk.index,
         "track_id": chunk.track_id,
@@ -215,13 +220,13 @@ def segment_view(chunk: Chunk, layout: Layout | None) -> View:
 
 def warned(chunk: Chunk) -> View:
     """`warnings` of a segment, where it has some."""
+    if chunk.lost:
+        return {"warnings": [{"code": "segment_lost", "message": "This segment was taken and its bytes are lost."}]}
     if not chunk.warning:
         return {}
     if chunk.warning == NOT_INDEXED:
         return {"warnings": [{"code": "not_indexed", "message": "This segment is not readable as media: it plays nothing and stays downloadable."}]}
     return {"warnings": [{"code": "partly_indexed", "message": f"Parts of this segment are not readable as media ({chunk.warning})."}]}
-    if chunk.lost:
-        return {"warnings": [{"code": "segment_lost", "message": "This segment was taken and its bytes are lost."}]}
 
 
 def live_view(recording: Recording, tape: Tape, now: datetime) -> View:

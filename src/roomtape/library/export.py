@@ -41,7 +41,7 @@ async def export(database: Database, store: SpooledStore, tape: Tape, folder: Pa
         taken.append(_chunk(row, name))
     made = []
     if (track := tape.main()) is not None:
-        rope, kind, _ = Ropes().whole(tape, track, None)
+        rope, kind, _ = await Ropes().whole(tape, track, None)
         name = f"artifacts/original.{kind}"
         await write_out(rope, store, folder / name)
         made.append({"kind": "original", "path": name, "size_bytes": rope.size, "sha256": recording.sha256})

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from roomtape.core.errors import NotFound
+from roomtape.core.errors import Conflict, NotFound
 from roomtape.core.model import Kind
 from roomtape.core.rope import Literal, Rope
 from roomtape.media import clusters, cmaf, playlist
@@ -45,10 +46,8 @@ def urls(tape: Tape, base: str, track_id: str | None) -> dict[str, str | None]:
 
 
 def master(tape: Tape, track: str) -> str:
-    """The master playlist of a track. NotFound `needs_transcoding` where HLS cannot carry its codec."""
-    layout = tape.layouts[track]
-    if not has_hls(layout):
-        raise NotFound("This recording's codec has no place in HLS without transcoding.", code="needs_transcoding")
+    """The master playlist of a track. NotFound `nothing_to_play`; Conflict `needs_transcoding` where HLS cannot carry its codec."""
+    layout = _for_hls(tape, track)
     picture = next((stream for stream in layout.newest if stream.kind is Kind.VIDEO), None)
     windows = [playlist.Window("", window.start_us, window.stop_us, "", window.gap) for window in layout.windows]
     variant = playlist.Variant(
@@ -59,6 +58,15 @@ def master(tape: Tape, track: str) -> str:
         height=picture.height if picture else 0,
     )
     return playlist.master([variant])
+
+
+def _for_hls(tape: Tape, track: str) -> Layout:
+    layout = tape.layouts[track]
+    if not layout.playable:
+        raise NotFound("There is nothing to play yet.", code="nothing_to_play")
+    if not has_hls(layout):
+        raise Conflict("This recording's codec has no place in HLS without transcoding.", code="needs_transcoding")
+    return layout
 
 
 def sizes(layout: Layout) -> list[int]:
@@ -75,14 +83,14 @@ def sizes(layout: Layout) -> list[int]:
 
 def media_playlist(tape: Tape, track: str) -> str:
     """The media playlist: it grows while the recording runs and ends with it."""
-    layout = tape.layouts[track]
-    if not has_hls(layout):
-        raise NotFound("This recording's codec has no place in HLS without transcoding.", code="needs_transcoding")
+    layout = _for_hls(tape, track)
     windows = [
         playlist.Window(f"{window.start_us}-{window.stop_us}.m4s", window.start_us, window.stop_us, f"init-{window.setup}.mp4", window.gap)
         for window in layout.windows
     ]
-    return playlist.media(windows, ended=tape.ended, target_us=TARGET_US)
+    origin_us = tape.facts[track].origin_us
+    begun = datetime.fromtimestamp(origin_us // 1_000_000, UTC) + timedelta(microseconds=origin_us % 1_000_000) if origin_us else None
+    return playlist.media(windows, ended=tape.ended, target_us=TARGET_US, begun=begun)
 
 
 def init(tape: Tape, track: str, setup: int) -> bytes:
@@ -104,9 +112,16 @@ def fragment(tape: Tape, track: str, start_us: int, stop_us: int) -> Rope:
 
 
 def _window(layout: Layout, start_us: int, stop_us: int) -> Window:
-    for window in (*layout.windows, *layout.late):
-        if window.start_us <= start_us < window.stop_us:
-            return replace(window, start_us=start_us, stop_us=stop_us)
+    """A window that is listed, or was a moment ago: when segments still come after stop the tail is cut anew, and who has the end of a playlist never asks again.
+
+    Those lie inside of what is listed and are no longer than its longest. NotFound for anything else.
+    """
+    listed = [window for window in (*layout.windows, *layout.late) if not window.gap]
+    longest_us = max([TARGET_US, *(window.stop_us - window.start_us for window in listed)])
+    if start_us < stop_us <= min(start_us + longest_us, layout.end_us):
+        for window in listed:
+            if window.start_us <= start_us < window.stop_us:
+                return replace(window, start_us=start_us, stop_us=stop_us)
     raise NotFound
 
 

@@ -1,8 +1,10 @@
 """A whole track as one file: which containers can carry it untouched, and the rope that does."""
 
+import asyncio
 from collections import OrderedDict
+from uuid import UUID
 
-from roomtape.core.errors import NotFound
+from roomtape.core.errors import Conflict, NotFound
 from roomtape.core.rope import Rope
 from roomtape.media import clusters, mp4head
 from roomtape.media.boxes import playable_as_mp4
@@ -12,6 +14,9 @@ from roomtape.tapes.layouts import Tape
 
 _WEBM = frozenset({"vp8", "vp9", "av1", "opus"})
 _KEPT = 32
+
+FORMATS = ("mp4", "webm", "m4a", "mp3", "flac", "ogg", "wav")  # of the API; mp4 and webm can be there without transcoding
+_Place = tuple[UUID, str, str]  # recording, track, format: the file of an older layout is of no more use
 
 
 def streams_of(layout: Layout) -> list[Stream]:
@@ -39,25 +44,47 @@ def fps(layout: Layout) -> float | None:
 
 
 class Ropes:
-    """Whole files of the newest asked-for layouts: an hour's head takes some ten milliseconds, a player asks for many ranges of it."""
+    """Whole files of the layouts that were asked for last: an hour's head takes some ten milliseconds, a day's seconds, and a player asks for many ranges."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str], Rope] = OrderedDict()
+    def __init__(self, *, most_bytes: int = 64 << 20) -> None:
+        """`most_bytes`: of memory for what is kept; the newest is kept in any case."""
+        self._most = most_bytes
+        self._kept: OrderedDict[_Place, tuple[str, Rope]] = OrderedDict()
+        self._making: dict[tuple[_Place, str], asyncio.Task[Rope]] = {}
 
-    def whole(self, tape: Tape, track: str, kind: str | None) -> tuple[Rope, str, str]:
-        """The whole track as one file: the rope, its kind (mp4 or webm) and its ETag. NotFound `needs_transcoding`."""
+    async def whole(self, tape: Tape, track: str, kind: str | None) -> tuple[Rope, str, str]:
+        """The whole track as one file: the rope, its kind (mp4 or webm) and its ETag. NotFound `nothing_to_play`, Conflict `needs_transcoding`.
+
+        It is made in a thread, once for all who ask at the same time.
+        """
         layout = tape.layouts[track]
         made = kind or ("mp4" if has_hls(layout) else "webm")
-        if not layout.playable or (made == "mp4" and not has_hls(layout)) or not (made == "mp4" or clusters.playable_as_webm(streams_of(layout))):
-            raise NotFound("This recording is not there in that format without transcoding.", code="needs_transcoding")
-        place = (tape.marks[track], made)
-        if place not in self._kept:
-            placement = layout.placement
-            self._kept[place] = mp4head.progressive(placement, created=tape.recording.started_at) if made == "mp4" else clusters.webm(placement, live=False)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+        if not layout.playable:
+            raise NotFound("There is nothing to play yet.", code="nothing_to_play")
+        if not {"mp4": has_hls(layout), "webm": clusters.playable_as_webm(streams_of(layout))}.get(made):
+            raise Conflict("This recording has to be transcoded for that, which this version does not do: take the format it has.", code="needs_transcoding")
+        place, mark = (tape.recording.id, track, made), tape.marks[track]
+        kept = self._kept.get(place)
+        if kept is None or kept[0] != mark:
+            kept = mark, await self._made(place, mark, tape, layout)
+            self._keep(place, kept)
+        else:
+            self._kept.move_to_end(place)
+        return kept[1], made, f"{mark}-{made}"
+
+    async def _made(self, place: _Place, mark: str, tape: Tape, layout: Layout) -> Rope:
+        task = self._making.get((place, mark))
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(_rope, tape, layout, place[2]))
+            self._making[place, mark] = task
+            task.add_done_callback(lambda _: self._making.pop((place, mark)))
+        return await asyncio.shield(task)  # who goes away takes it from nobody
+
+    def _keep(self, place: _Place, made: tuple[str, Rope]) -> None:
+        self._kept[place] = made
         self._kept.move_to_end(place)
-        return self._kept[place], made, f"{place[0]}-{made}"
+        while len(self._kept) > 1 and (len(self._kept) > _KEPT or sum(rope.held for _, rope in self._kept.values()) > self._most):
+            self._kept.popitem(last=False)
 
 
 def _rope(tape: Tape, layout: Layout, made: str) -> Rope:

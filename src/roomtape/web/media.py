@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from roomtape.core.access import Role, Standing, Subject, Verb, role_in
-from roomtape.core.errors import NotFound, NotSignedIn
+from roomtape.core.errors import Conflict, NotFound, NotSignedIn
 from roomtape.core.rope import Rope, Span
 from roomtape.db import artifacts, ledger, people
 from roomtape.db.database import Connection
@@ -18,6 +18,7 @@ from roomtape.db.rows import Recording
 from roomtape.library import playback
 from roomtape.library.doorkeeper import facts_of, recording_for
 from roomtape.tapes.layouts import Tape
+from roomtape.tapes.whole import FORMATS
 from roomtape.web.identity import Asker, subject_of
 from roomtape.web.ropes import RopeResponse
 from roomtape.web.route import Route, of
@@ -85,6 +86,8 @@ async def create_playback(recording_id: UUID, services: Of, subject: Asker, aske
             held = await people.create_playback_token(connection, recording_id, token, _label(subject, role))
     tape = await services.layouts.tape(recording)
     urls = playback.urls(tape, f"/api/v1/p/{token}/recordings/{recording_id}", None)
+    if asked.need and urls[f"{asked.need}_url"] is None and tape.main() is not None:  # while nothing has come nobody knows
+        raise Conflict("This recording has to be transcoded for that, which this version does not do: play `stream_url`.", code="needs_transcoding")
     return {"token": token, **urls, "preparing": None, "expires_at": held.expires_at.isoformat().replace("+00:00", "Z")}
 
 
@@ -148,7 +151,7 @@ async def download_recording(
     services: Of,
     viewed: Viewed,
     artifact: Annotated[str | None, Query(max_length=64)] = None,
-    format: Annotated[str | None, Query(pattern="^(mp4|webm)$")] = None,  # noqa: A002  (the contract's name)
+    format: Annotated[str | None, Query(pattern=f"^({'|'.join(FORMATS)})$")] = None,  # noqa: A002  (the contract's name)
     track_id: TrackQuery = None,
     *,
     inline: bool = False,
@@ -159,7 +162,7 @@ async def download_recording(
         return found
     tape = await _tape(services, viewed)
     name = playback.track_of(tape, track_id)
-    rope, made, etag = services.ropes.whole(tape, name, format)
+    rope, made, etag = await services.ropes.whole(tape, name, format)
     kind = "inline" if inline else "attachment"
     filename = _UNSAFE.sub(" ", tape.recording.title).strip()[:120] or f"recording-{tape.recording.id}"
     ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")

@@ -11,7 +11,8 @@ from uvicorn.server import ServerState
 
 _BLOCK = 256 << 10
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-_AT_ONCE = 4 << 20  # sendfile calls are bounded, so that the stall limit sees progress
+_LEAST, _MOST = 256 << 10, 1 << 20  # a sendfile call is bounded, so that the stall limit sees progress; it grows while the reader is fast
+_FAST_S, _SLOW_S = 0.25, 2.0
 
 
 class _Placeholder:
@@ -30,12 +31,13 @@ class RopeProtocol(H11Protocol):
     header_timeout_s = 10.0
     body_window_s = 30.0
     body_floor_bytes = 30_000  # 1 kB/s over the window
-    stall_s = 60.0  # a reader that takes nothing for so long is cut
+    stall_s = 60.0  # for each 256 kB: a reader that takes less than 4.4 kB/s is cut, and one that takes nothing
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
         self._watch: asyncio.TimerHandle | None = None
         self._came = 0
+        self._at_once = _LEAST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -86,19 +88,20 @@ class RopeProtocol(H11Protocol):
     async def send_file(self, file: BinaryIO, offset: int, size: int) -> None:
         """Sends bytes of a file as part of the running response's body, without bringing them into this process.
 
-        Raises ConnectionError when the reader is gone or takes nothing for `stall_s`.
+        Raises ConnectionError when the reader is gone or too slow, see `stall_s`.
         """
         end = offset + size
         while offset < end:
             if self.transport.is_closing():
                 raise ConnectionResetError
-            count = min(end - offset, _AT_ONCE)
+            count = min(end - offset, self._at_once)
             sent = self.conn.send_with_data_passthrough(h11.Data(data=_Placeholder(count)))  # type: ignore[arg-type]
             for part in sent or []:
                 if not isinstance(part, _Placeholder):  # the frame of a chunked body
                     self.transport.write(part)
+            begun = self.loop.time()
             try:
-                async with asyncio.timeout(self.stall_s):
+                async with asyncio.timeout(self.stall_s * max(1, count / _LEAST)):
                     done = await self._hand_over(file, offset, count)
             except (TimeoutError, OSError) as gone:
                 self.transport.abort()
@@ -107,6 +110,11 @@ class RopeProtocol(H11Protocol):
                 self.transport.abort()
                 raise ConnectionResetError
             offset += count
+            took_s = self.loop.time() - begun
+            if took_s > _SLOW_S:
+                self._at_once = _LEAST
+            elif took_s < _FAST_S and count == self._at_once:
+                self._at_once = min(2 * self._at_once, _MOST)
 
     async def _hand_over(self, file: BinaryIO, offset: int, count: int) -> int:
         """By sendfile; where the file system cannot, by reading. Returns how many bytes went."""

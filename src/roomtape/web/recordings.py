@@ -1,7 +1,9 @@
 """Recordings: /api/v1/recordings, but for their media (web/media.py)."""
 
+import asyncio
 import base64
 import binascii
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -207,7 +209,7 @@ async def list_segments(recording_id: UUID, services: Of, subject: Asker, track_
         recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
         found = await chunks.chunks_of(connection, recording.id, track_id=track_id)
     tape = await services.layouts.tape(recording)
-    return {"segments": [catalog.segment_view(chunk, tape.layouts.get(chunk.track_id)) for chunk in found]}
+    return {"segments": await asyncio.to_thread(catalog.segments_view, found, tape.layouts)}
 
 
 @router.get("/{recording_id}/segments/{index}", response_class=Response, responses=of("application/octet-stream"))
@@ -218,14 +220,21 @@ async def get_segment(recording_id: UUID, index: int, services: Of, subject: Ask
         chunk = await chunks.get_chunk(connection, recording.id, track_id, index) if 0 < index < 1 << 31 else None
     if chunk is None:
         raise NotFound
-    headers = {
-        "content-length": str(chunk.size_bytes),
     if chunk.lost:
         raise NotFound("The bytes of this segment were taken and are lost.", code="segment_lost")
+    headers = {
+        "content-length": str(chunk.size_bytes),
         "etag": f'"{chunk.sha256}"',
         "content-disposition": f'attachment; filename="segment-{index}"',
         "x-content-type-options": "nosniff",
         "cache-control": "private, no-store",
     }
     body = services.store.read(chunk.key, where=StoredIn(chunk.stored_in))
-    return StreamingResponse(body, media_type="application/octet-stream", headers=headers)
+    first = await anext(body, b"")  # what the store cannot give is said before the head says 200
+    return StreamingResponse(_after(first, body), media_type="application/octet-stream", headers=headers)
+
+
+async def _after(first: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in body:
+        yield piece

@@ -3,15 +3,22 @@
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from roomtape.core.errors import RoomtapeError
 from roomtape.core.ports import Store
 from roomtape.core.rope import Literal, Rope, Span, Woven, woven
 from roomtape.web.protocol import RopeProtocol
+
+log = structlog.get_logger()
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CONDITIONS = frozenset({b"range", b"if-range", b"if-none-match"})
@@ -37,6 +44,31 @@ class RopeResponse(Response):
         if lane is not None:
             lane.keep(scope, self)
         status, start, stop = self._judge(scope)
+        headers = self._head_of(status, start, stop)
+        connection = scope.get("state", {}).get("connection")
+        protocol = connection if isinstance(connection, RopeProtocol) else None
+        if scope["method"] == "HEAD":
+            start = stop
+        async with aclosing(self._blocks(start, stop, files=protocol is not None and scope["scheme"] == "http")) as blocks:
+            ahead = await _to_first_stored(blocks)  # what the store cannot give is said before the head says 200
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            try:
+                for block in ahead:
+                    await _send_block(block, send, protocol)
+                async for block in blocks:
+                    await _send_block(block, send, protocol)
+            except ConnectionResetError:  # the reader went away, as players do with each seek
+                await asyncio.sleep(0)  # the server hears of it before it asks why the answer is not complete
+                return
+            except RoomtapeError as wrong:  # too late to say so: the reader sees that bytes are missing
+                log.warning("answer.cut", code=wrong.code)
+                if protocol is not None:
+                    protocol.transport.abort()
+                await asyncio.sleep(0)
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _head_of(self, status: int, start: int, stop: int) -> list[tuple[bytes, bytes]]:
         headers = [*self.raw_headers]
         if status != _NOT_MODIFIED:
             headers.append((b"content-length", b"%d" % (stop - start)))
@@ -44,14 +76,7 @@ class RopeResponse(Response):
             headers.append((b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, self.rope.size)))
         if status == _UNSATISFIABLE:
             headers.append((b"content-range", b"bytes */%d" % self.rope.size))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        if scope["method"] != "HEAD":
-            try:
-                await self._body(scope, send, start, stop)
-            except ConnectionResetError:  # the reader went away, as players do with each seek
-                await asyncio.sleep(0)  # the server hears of it before it asks why the answer is not complete
-                return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return headers
 
     def _judge(self, scope: Scope) -> tuple[int, int, int]:
         """Status, and the bytes start ≤ n < stop that are sent."""
@@ -65,26 +90,64 @@ class RopeResponse(Response):
             return _OK, 0, self.rope.size
         return (_PARTIAL, *found) if found[0] < found[1] else (_UNSATISFIABLE, 0, 0)
 
-    async def _body(self, scope: Scope, send: Send, start: int, stop: int) -> None:
-        connection = scope.get("state", {}).get("connection")
+    async def _blocks(self, start: int, stop: int, *, files: bool) -> AsyncGenerator["_Block"]:
+        """The body: bytes, and with `files` open files of which the protocol sends a part by itself."""
         for part in woven(self.rope.slice(start, stop)):
             if isinstance(part, Literal):
-                await send({"type": "http.response.body", "body": part.body, "more_body": True})
-            elif isinstance(part, Woven):
+                yield _Block(part.body)
+                continue
+            if isinstance(part, Woven):
                 read = b"".join([block async for block in self.store.read(part.read.key, part.read.offset, part.read.offset + part.read.size)])
-                await send({"type": "http.response.body", "body": part.weave(read), "more_body": True})
-            else:
-                path = self.store.path(part.key)
-                if path is not None and isinstance(connection, RopeProtocol) and scope["scheme"] == "http" and part.size > _SMALL:
-                    await _by_sendfile(connection, path, part)
+                yield _Block(part.weave(read), stored=True)
+                continue
+            path = self.store.path(part.key) if files and part.size > _SMALL else None
+            with _opened(path) as file:
+                if file is not None:
+                    yield _Block(b"", stored=True, file=file, span=part)
                     continue
-                async for block in self.store.read(part.key, part.offset, part.offset + part.size):
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
+            async for block in self.store.read(part.key, part.offset, part.offset + part.size):
+                yield _Block(block, stored=True)
 
 
-async def _by_sendfile(connection: RopeProtocol, path: Path, piece: Span) -> None:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:  # noqa: ASYNC230, PTH123
-        await connection.send_file(file, piece.offset, piece.size)
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Bytes of a body, or a part of a file. `stored`: not made by us."""
+
+    body: bytes
+    stored: bool = False
+    file: BinaryIO | None = None
+    span: Span | None = None
+
+
+async def _to_first_stored(blocks: AsyncIterator[_Block]) -> list[_Block]:
+    """The blocks up to the first one that comes out of the store."""
+    ahead = []
+    async for block in blocks:
+        ahead.append(block)
+        if block.stored:
+            break
+    return ahead
+
+
+async def _send_block(block: _Block, send: Send, connection: RopeProtocol | None) -> None:
+    if block.file is not None and block.span is not None and connection is not None:
+        await connection.send_file(block.file, block.span.offset, block.span.size)
+    else:
+        await send({"type": "http.response.body", "body": block.body, "more_body": True})
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[BinaryIO | None]:
+    """The file; None where there is none, which the store then says itself."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) if path is not None else None
+    except OSError:
+        fd = None
+    if fd is None:
+        yield None
+        return
+    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123  (a descriptor)
+        yield file
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:

@@ -35,7 +35,7 @@ async def make(database: Database, store: SpooledStore, runner: Runner, work: Pa
     if track is None:
         raise NotFound("There is nothing to measure.", code="nothing_to_play")
     layout = tape.layouts[track]
-    rope, made, _ = ropes.whole(tape, track, None)
+    rope, made, _ = await ropes.whole(tape, track, None)
     digest, found = await _read(store, runner, work, layout, rope)
     warnings = [warning for warning in tape.recording.warnings if warning["code"] != "not_verified"]
     if found is not None:
