@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from .client import Client, Ledger, Played, Script, script
+from .client import Client, Ledger, Played, Script, UnexpectedAnswerError, script
 from .judge import Place, j1, j4, j7, judge_meeting
 from .stage import Stage, staged
 from .strike import Point, attached, named, strace, survey, watch
@@ -39,7 +39,7 @@ class Sweep:
     chance: random.Random
     struck: dict[Point, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    reach: dict[str, dict[str, int]] = field(default_factory=dict)
+    reach: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by victim, script and set of calls
     slowest_s: float = 0.0
     played: int = 0
 
@@ -47,10 +47,14 @@ class Sweep:
     def log(self) -> Path:
         return self.stage.folder / "strace.log"
 
+    @property
+    def next_script(self) -> Script:
+        return self.scripts[self.played % len(self.scripts)]
+
     def meeting(self, victim: str, watch_it: Callable[[], None] = lambda: None) -> Played:
         """A meeting from start to end, while the stage is tended. For PostgreSQL with checkpoints, which rename and unlink."""
+        what, code = self.next_script, f"sweep-{self.played}"
         self.played += 1
-        what, code = self.scripts[self.played % len(self.scripts)], f"sweep-{self.played}"
         between = self._checkpoint if victim == "postgres" else lambda _: None
         return self.stage.during(lambda: self.client.play(what, code, between), watch_it)
 
@@ -68,32 +72,37 @@ class Sweep:
 
     def look(self, victim: str) -> None:
         """Counts the victim's calls in one undisturbed meeting of each script."""
-        self.reach[victim] = {}
         for _ in self.scripts:
+            name = self.next_script.name
             every = ",".join(named(calls) for calls in _SETS_OF[victim])
             with attached(self.program, self.stage.victims(victim), self.log, "-e", f"trace={every}") as trace:
                 self.judge(self.meeting(victim), f"{victim} undisturbed", 0)
-            for calls, most in survey(trace).items():
-                self.reach[victim][calls] = max(self.reach[victim].get(calls, 0), most)
+            self.reach |= {(victim, name, calls): most for calls, most in survey(trace).items()}
 
-    def strike(self, point: Point) -> bool:
-        """One meeting with one kill; whether it came to the kill."""
+    def strike(self, point: Point) -> None:
+        """One meeting with one kill, if it comes to that, and the judge."""
         self.settle()
-        heard, begun = len(self.client.answers), time.monotonic()
+        heard, begun, place = len(self.client.answers), time.monotonic(), (point.victim, self.next_script.name, point.calls)
         inject = f"inject={named(point.calls)}:signal=SIGKILL:when={point.nth}"
         with attached(self.program, self.stage.victims(point.victim), self.log, "-e", f"trace={named(point.calls)}", "-e", inject) as trace:
-            played = self.meeting(point.victim, lambda: watch(self.stage, point, trace))
+            try:
+                played = self.meeting(point.victim, lambda: watch(self.stage, point, trace))
+            except UnexpectedAnswerError as wrong:
+                self.faults.append(f"{point} at {trace.killed_at(point.calls, point.nth)}: {wrong}")
+                return
             watch(self.stage, point, trace)
         where = trace.killed_at(point.calls, point.nth)
         took_s = time.monotonic() - begun
-        if where is not None:
+        if where is None:
+            self.reach[place] = min(self.reach[place], survey(trace)[point.calls])  # the next one shall hit
+        else:
             self.struck[point] = where
             self.slowest_s = max(self.slowest_s, took_s)
+            print(f"{len(self.struck)}. {point}: {where[:80]}", flush=True)
         self.settle()
         self.judge(played, f"{point} at {where}", heard)
         if took_s > RECOVERY_S:
             self.faults.append(f"{point} at {where}: the meeting took {took_s:.0f} s")
-        return where is not None
 
     def judge(self, played: Played, after: str, heard: int) -> None:
         """All rules, with the name of the blow before each sentence."""
@@ -107,7 +116,7 @@ class Sweep:
         while True:
             for calls in _SETS_OF[victim]:
                 turn += 1
-                most = self.reach[victim][calls]
+                most = self.reach[victim, self.next_script.name, calls]
                 if most:
                     yield Point(victim, calls, self.chance.randint(1, most), whole=victim == "postgres" and turn % 2 == 0)
 
@@ -132,7 +141,7 @@ class Sweep:
         lines += [f"slowest meeting with a kill {self.slowest_s:.1f} s; restarts {self.stage.falls}"]
         for victim in CI_POINTS:
             mine = [where for point, where in self.struck.items() if point.victim == victim]
-            lines.append(f"{victim}: {len(mine)} points at {len(set(mine))} different places; calls in one meeting: {self.reach.get(victim)}")
+            lines.append(f"{victim}: {len(mine)} points at {len(set(mine))} different places")
             lines += [f"  {times} x {where}" for where, times in Counter(_place(where) for where in mine).most_common(12)]
         return "\n".join(lines)
 
