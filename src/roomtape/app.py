@@ -1,14 +1,12 @@
 """Where things are built and joined: the only place that knows every part."""
 
 import asyncio
-import os
 import secrets
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,19 +109,6 @@ async def _look_at(store: SpooledStore) -> None:
         log.warning("storage.troubled", code=wrong.code, why=wrong.message)
 
 
-def _host(settings: Settings) -> str:
-    """Names this machine's spool, by a file beside it: a container that is made anew on the same disk has another host name."""
-    note = settings.data / "spool-name"
-    if not note.exists():
-        with tempfile.NamedTemporaryFile("w", dir=settings.data) as fresh:
-            fresh.write(f"{socket.gethostname()}-{secrets.token_hex(4)}")
-            fresh.flush()
-            os.fsync(fresh.fileno())
-            with suppress(FileExistsError):  # the other parts do the same at this moment
-                os.link(fresh.name, note)
-    return note.read_text()
-
-
 def _work_folder(settings: Settings) -> Path:
     folder = settings.data / "work"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,7 +127,7 @@ async def _bench(settings: Settings) -> AsyncIterator[Bench]:
         runner = await stack.enter_async_context(Runner(allow_unsandboxed=settings.allow_unsandboxed, ffmpeg=settings.ffmpeg, warm=1))
         layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
         queue = jobs.queue_app(conninfo, heartbeat_s=settings.heartbeat_s)
-        yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), _host(settings))
+        yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), store.host())
 
 
 def serve(settings: Settings, fd: int | None) -> None:
@@ -177,11 +162,11 @@ def _application(settings: Settings) -> FastAPI:
     database, store = _database(settings), _store(settings)
     queue = jobs.queue_app(database.conninfo)
     layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
-    segments = Segments(database, store, host=_host(settings), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
+    segments = Segments(database, store, host=store.host(), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
     listener = Listener(database.conninfo)
     services = Services(settings, database, store, segments, layouts, judge, queue, listener, Ropes())
     app = site(services)
-    bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, _host(settings))
+    bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, store.host())
     register(bench)
 
     @asynccontextmanager

@@ -308,3 +308,19 @@ async def _until(done: object) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("it never came")
+
+
+async def test_a_folder_has_one_name_that_goes_with_it(store: LocalStore, tmp_path: Path) -> None:
+    others = [LocalStore(store.folder.root) for _ in range(4)]
+    names = await asyncio.gather(*(asyncio.to_thread(one.folder.name) for one in others))
+    assert set(names) == {store.folder.name()}
+    assert [stored.key async for stored in store.list("")] == []
+    assert temporaries(store) == []
+    for one in others:
+        await one.close()
+    shutil.copytree(store.folder.root, tmp_path / "moved")
+    moved, fresh = LocalStore(tmp_path / "moved"), LocalStore(tmp_path / "fresh")
+    assert moved.folder.name() == names[0]
+    assert fresh.folder.name() != names[0], "the mount point of a disk that is not there is another place"
+    await moved.close()
+    await fresh.close()

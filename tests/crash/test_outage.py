@@ -65,7 +65,7 @@ class Away:
 
     @property
     def spool(self) -> list[Path]:
-        return [path for path in (self.stage.folder / "data/spool").rglob("*") if path.is_file() and ".tmp" not in path.parts]
+        return [path for path in (self.stage.folder / "data/spool").rglob("*") if path.is_file() and ".tmp" not in path.parts and path.name != ".name"]
 
     def objects(self, recording: str) -> dict[str, int]:
         """Digests of the chunks that the bucket has of a recording, asked behind the gateway's back."""

@@ -39,6 +39,10 @@ class SpooledStore:
         self._breaker = Breaker(time.monotonic)
         self.trouble = ""  # the code of the last failure of the primary, "" while it is well; for health and metrics
 
+    def host(self) -> str:
+        """The name of this machine's spool, by which rows say where a body waits; without one nothing waits."""
+        return self.spool.folder.name() if self.spool is not None else ""
+
     async def keep(self, path: Path, key: str, *, size: int, sha256: str) -> StoredIn:
         """Makes a sealed upload an object and says where it is; `path` is gone afterwards.
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import socket
 import stat
 import threading
 import time
@@ -16,6 +17,7 @@ from roomtape.core.errors import Conflict, NotFound, StorageFull, Unavailable
 from roomtape.core.ports import Stored
 
 TEMPORARY = ".tmp"  # no key begins with a dot
+_NAME = ".name"
 PIECE_BYTES = 1024 * 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # a link where a folder or a file should be is nothing of ours
@@ -70,6 +72,22 @@ class Folder:
         with told("asking for its free room"):
             room = os.fstatvfs(self._root)
         return room.f_bavail * room.f_frsize
+
+    def name(self) -> str:
+        """The name this folder was given when it was first asked for. It goes with the disk: machines are renamed, and a disk that is not mounted is not its mount point."""
+        note = self.root / _NAME
+        with told("naming the folder"):
+            if not note.exists():
+                fd, fresh = self.temporary()
+                with os.fdopen(fd, "w") as file:
+                    file.write(f"{socket.gethostname()}-{token_hex(4)}")
+                    file.flush()
+                    os.fsync(fd)
+                    with suppress(FileExistsError):  # the other parts do the same at this moment
+                        os.link(fresh, note)
+                    fresh.unlink()
+                os.fsync(self._root)
+            return note.read_text()
 
     def temporary(self) -> tuple[int, Path]:
         """A new, empty file for writing, (descriptor, path), in the file system of the objects. Its lock says that its owner lives."""
@@ -159,6 +177,7 @@ class Folder:
             for path, folders, names, fd in os.fwalk(".", dir_fd=top, follow_symlinks=False):
                 if path == "." and not parts:
                     folders[:] = [name for name in folders if name != TEMPORARY]
+                    names[:] = [name for name in names if name != _NAME]
                 before = "/".join((*parts, *path.split("/")[1:], ""))
                 for name in names:
                     with suppress(FileNotFoundError):  # deleted while we look
