@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roomtape.core import timeline
-from roomtape.core.timeline import MAX_OVERLAP_US, WINDOW_US, Spot
+from roomtape.core.timeline import MAX_OVERLAP_US, SNAP_US, WINDOW_US, Spot
 from roomtape.media.laid import TrackFacts, Unlike, Window
 from roomtape.media.rows import Ints, Mask, Rows, Track
 from roomtape.media.sample import Stream
@@ -240,7 +240,8 @@ def _edges(
 
 def _belated(track: Track, marks: _Marks, hole: _Hole, setup_of: Sequence[int], seq: int) -> list[Window]:
     """Windows over bytes that came when the edge had gone on."""
-    inside = marks.take((marks.time >= hole.start_us) & (marks.time < hole.stop_us) & np.isin(marks.segment, hole.late))
+    near = hole.start_us - SNAP_US  # a file that touches what stands may begin that much before its end
+    inside = marks.take((marks.time >= near) & (marks.time < hole.stop_us) & np.isin(marks.segment, hole.late))
     times = inside.time.tolist()
     newest = max([seq, *(track.segments[place][0].commit_seq for place in hole.late)])
     files = {time: int(file) for time, file in zip(times, inside.file, strict=True)}

@@ -41,7 +41,7 @@ def spans(standing: Standing) -> list[tuple[int, int, int]]:
 def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
     """The gaps of segments that never came, or cannot be played, each with its index."""
     track = standing.track
-    there = {segment.index for segment, _ in track.segments}
+    there = {segment.index for segment, index in track.segments if len(index.samples) or not index.warning}
     first_head = -1 if track.before else track.segments[0][0].index if track.segments else _FAR
     reasons = {one.index: "header_missing" if one.index < first_head else "not_indexed" for one in ordered if one.index not in there}
     last = max([facts.last_index or 0, *(one.index for one in ordered)])

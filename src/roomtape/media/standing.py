@@ -69,7 +69,9 @@ def stand(facts: TrackFacts, track: Track) -> Standing:
     keep_picture = usable & (picture.time >= from_picture[picture.file]) & (picture.time < base + MAX_SPAN_US)
     keep_sound = (sound.time >= from_sound[sound.file] - TOUCH_US) & (sound.time < base + MAX_SPAN_US)
     if count:
-        keep_picture &= picture.time + np.minimum(picture.duration // 2, _SAME_US) < rows.until_next(from_picture)[picture.file]
+        goes_on = np.append(picture.file[1:] == picture.file[:-1], np.zeros(min(len(picture), 1), np.bool_))  # else nothing overlaps, and it is a picture more
+        near = np.where(goes_on, np.minimum(picture.duration // 2, _SAME_US), 0)
+        keep_picture &= picture.time + near < rows.until_next(from_picture)[picture.file]
         until = np.array([spot.sound_until_us if spot else _FAR for spot in spots], np.int64)
         keep_sound &= sound.end <= rows.until_next(until)[sound.file] + TOUCH_US
     return Standing(track, picture, sound, spots, keep_picture, keep_sound, broken, late, usable, chains, runs)

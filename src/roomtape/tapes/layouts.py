@@ -20,12 +20,13 @@ from roomtape.db import chunks, ledger
 from roomtape.db.database import Database
 from roomtape.db.rows import Chunk, Pause, Recording, Track
 from roomtape.media.index import unpack
-from roomtape.media.layout import Layout, Taken, TrackFacts, grow
+from roomtape.media.layout import Layout, Taken, TrackFacts, grow, server_start_us
 from roomtape.media.mends import unpack_mend
 
 log = structlog.get_logger()
 
 _KEPT = 64  # layouts; an hour of two streams takes about 12 MB
+_FEW = 8  # segments tell how long one is
 _FINAL = frozenset(status for status, after in NEXT.items() if not after)
 
 
@@ -185,9 +186,11 @@ def _origin(recording: Recording, tracks: Sequence[Track], held: Mapping[str, _H
         return recording.origin_us
     starts = []
     for track in tracks:
-        first = next(iter(held[track.id].taken), None)
+        taken = held[track.id].taken[:_FEW]
+        first = next(iter(taken), None)
         if first is not None and first.stated_us is not None and track.clock != ClockTrust.NONE:
-            starts.append(first.stated_us + track.clock_shift_us)
+            lost = server_start_us(TrackFacts(track.id, ClockTrust(track.clock), shift_us=track.clock_shift_us), taken) if first.index > 1 else None
+            starts.append(first.stated_us + track.clock_shift_us if lost is None else lost)
     return min(starts, default=recording.origin_us or 0)
 
 
