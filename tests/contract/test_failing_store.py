@@ -227,6 +227,32 @@ async def test_a_read_finds_a_segment_that_has_just_been_moved_or_whose_store_is
         await body_of(store, 2, StoredIn.PRIMARY)
 
 
+async def test_a_store_that_does_not_answer_is_asked_once_and_not_for_each_piece(s3: S3Server, proxy: FaultProxy, store: SpooledStore) -> None:
+    assert await upload(store, 1) is StoredIn.PRIMARY
+    proxy.rule = Rule(Mode.STATUS, status=503)
+    with pytest.raises(Unavailable):
+        await body_of(store, 1, StoredIn.PRIMARY)
+    reached = 0
+    for _ in range(20):
+        before = len(proxy.seen)
+        with pytest.raises(Unavailable):
+            await body_of(store, 1, StoredIn.PRIMARY)
+        reached += len(proxy.seen) > before
+    assert reached < 10, "a probe now and then, no more"
+    proxy.rule = Rule(Mode.STATUS, match="PUT")
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await body_of(store, 1, StoredIn.PRIMARY) == segment(1)[1]
+            except Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    for number in range(2, 5):
+        assert await upload(store, number) is StoredIn.SPOOL
+        assert await body_of(store, 1, StoredIn.PRIMARY) == segment(1)[1], "a store that takes nothing still gives"
+
+
 async def test_a_client_that_goes_away_during_a_probe_does_not_keep_the_store_out(proxy: FaultProxy, store: SpooledStore) -> None:
     proxy.rule = Rule(Mode.REFUSE)
     await upload(store, 0)

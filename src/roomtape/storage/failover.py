@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from math import ceil
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class SpooledStore:
         self._disk = taking
         self._patience_s = patience_s
         self._breaker = Breaker(time.monotonic)
+        self._reads = Breaker(time.monotonic)  # of its own: a store that is full or read-only still gives what it has
         self.trouble = ""  # the code of the last failure of the primary, "" while it is well; for health and metrics
 
     def host(self) -> str:
@@ -89,9 +90,10 @@ class SpooledStore:
         for store in self._places(where, key):
             given = False
             try:
-                async for piece in store.read(key, start, stop):
-                    given = True
-                    yield piece
+                async with aclosing(self._read(store, key, start, stop)) as body:
+                    async for piece in body:
+                        given = True
+                        yield piece
             except _MISSED as exc:
                 if given:
                     raise
@@ -99,6 +101,29 @@ class SpooledStore:
             else:
                 return
         raise _said(errors, where)
+
+    async def _read(self, store: Store, key: str, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+        """As Store.read; of a primary that did not answer just now it is said at once, so that a rope of many objects costs one wait and not one for each."""
+        if store is self.spool or self.spool is None:
+            async for piece in store.read(key, start, stop):
+                yield piece
+            return
+        if not (ticket := self._reads.enter()):
+            raise Unavailable(
+                "The object store does not answer; it is asked again in a moment.", code="storage_error", retry_after_s=max(1, ceil(self._reads.wait_s))
+            )
+        try:
+            async for piece in store.read(key, start, stop):
+                self._reads.worked()
+                yield piece
+        except NotFound:
+            self._reads.worked()
+            raise
+        except _FAILURES:
+            self._reads.failed(ticket)
+            raise
+        finally:
+            self._reads.left(ticket)
 
     async def head(self, key: str, *, where: StoredIn = StoredIn.PRIMARY) -> Stored:
         """As Store.head, from where the row says it is, else from the other place."""
