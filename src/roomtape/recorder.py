@@ -4,8 +4,10 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from uuid import UUID
 
@@ -14,10 +16,10 @@ import structlog
 from roomtape.core.errors import RoomtapeError
 from roomtape.core.health import Facts, Picture, Sound, TrackFacts, judge
 from roomtape.core.lifecycle import Status
-from roomtape.core.rope import Literal
+from roomtape.core.rope import Literal, Woven, woven
 from roomtape.db import leases, ledger
 from roomtape.db.database import Database
-from roomtape.db.rows import Recording
+from roomtape.db.rows import Lease, Recording
 from roomtape.media import door
 from roomtape.media.layout import Layout
 from roomtape.media.placed import Lane
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 
 EVERY_S = 2.0
 _KEEP_US = 20_000_000  # readings older than this decide nothing
+_AT_A_TIME = 4  # recordings: most of a look is waiting, for the database, the store and a child
+_SEGMENT_BYTES = 4 << 20  # read in one go; a longer way between two packets of a segment is two reads
 _AT_ONCE_US = 12_000_000  # the newest media of a track that has not been looked at for long
 
 
@@ -65,25 +69,32 @@ class Watch:
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:
-        """One round over what is running."""
+        """One round over what is running; what has no media yet is nothing to look at."""
         async with self.database.transaction() as connection:
-            running = await ledger.running_recordings(connection, [Status.PENDING, Status.RECORDING, Status.PAUSED])
-        for recording in running:
-            async with self.database.transaction() as connection:
-                held = await leases.take(connection, recording.id, self.holder)
-            if held is None:
-                continue
-            try:
-                await self._judge(recording)
-            except (MediaError, RoomtapeError) as wrong:
-                log.warning("watch.unread", recording=str(recording.id), why=wrong.code)
+            running = await ledger.running_recordings(connection, [Status.RECORDING, Status.PAUSED])
+        places = asyncio.Semaphore(_AT_A_TIME)
+        async with asyncio.TaskGroup() as group:
+            for recording in running:
+                group.create_task(self._look_at(recording, places))
         alive = {recording.id for recording in running}
         self._tracks = {place: track for place, track in self._tracks.items() if place[0] in alive}
+        self._resumed = {place: at for place, at in self._resumed.items() if place in alive}
 
-    async def _judge(self, recording: Recording) -> None:
-        if recording.status is Status.PENDING:
-            return
-        if await self._ended(recording):
+    async def _look_at(self, recording: Recording, places: asyncio.Semaphore) -> None:
+        """One recording, supervised: whatever goes wrong with it is said and ends nobody else's round."""
+        async with places:
+            try:
+                async with self.database.transaction() as connection:
+                    held = await leases.take(connection, recording.id, self.holder)
+                if held is not None:
+                    await self._judge(recording, held)
+            except (MediaError, RoomtapeError) as wrong:
+                log.warning("watch.unread", recording=str(recording.id), why=wrong.code)
+            except Exception:
+                log.exception("watch.failed", recording=str(recording.id))
+
+    async def _judge(self, recording: Recording, held: Lease) -> None:
+        if await self._ended(recording, held):
             return
         tape = await self.layouts.tape(recording)
         for name, layout in tape.layouts.items():
@@ -100,16 +111,18 @@ class Watch:
         verdict = judge(time.time_ns() // 1000 - origin_us, facts)
         if verdict is not recording.health:
             async with self.database.transaction() as connection:
-                await ledger.set_health(connection, recording.id, verdict.value)
+                if await leases.still_held(connection, held):
+                    await ledger.set_health(connection, recording.id, verdict.value)
 
-    async def _ended(self, recording: Recording) -> bool:
+    async def _ended(self, recording: Recording, held: Lease) -> bool:
         """max_duration_s stops a capture."""
         if recording.max_duration_s is None or recording.started_at is None:
             return False
         if (datetime.now(UTC) - recording.started_at).total_seconds() < recording.max_duration_s:
             return False
         async with self.database.transaction() as connection:
-            await ledger.move(connection, recording.id, Status.STOPPED, why="max_duration_s")
+            if await leases.still_held(connection, held):
+                await ledger.stop(connection, recording.id, why="max_duration_s")
         return True
 
     def _since(self, recording: Recording) -> int:
@@ -144,17 +157,25 @@ class Watch:
         if not len(rows):
             return None
         stream = lane.setups[int(rows["setup"][-1])]
-        packets = [(await self._bytes(layout, at, size), time_us, bool(key)) for at, size, time_us, key in rows[["at", "size", "time_us", "key"]].tolist()]
+        wanted = rows[["at", "size", "time_us", "key"]].tolist()
+        bodies = await self._bodies(layout, [(at, size) for at, size, _, _ in wanted])
+        packets = [(body, time_us, bool(key)) for body, (_, _, time_us, key) in zip(bodies, wanted, strict=True)]
         return door.Elementary(lane.kind.value, stream.codec, stream.setup, packets, stream.channels, stream.rate)
 
-    async def _bytes(self, layout: Layout, at: int, size: int) -> bytes:
+    async def _bodies(self, layout: Layout, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at each (place, size). A segment is read once and cut here: a bucket takes as long for a packet as for all of them."""
+        pieces = [piece for at, size in places for piece in layout.placement.chunks.pieces(at, at + size)]
         found = []
-        for piece in layout.placement.chunks.pieces(at, at + size):
-            if isinstance(piece, Literal):
-                found.append(piece.body)
-            else:
-                found += [block async for block in self.store.read(piece.key, piece.offset, piece.offset + piece.size)]
-        return b"".join(found)
+        for part in woven(pieces, small=_SEGMENT_BYTES, most=_SEGMENT_BYTES):
+            if isinstance(part, Literal):
+                found.append(part.body)
+                continue
+            span = part.read if isinstance(part, Woven) else part
+            body = b"".join([block async for block in self.store.read(span.key, span.offset, span.offset + span.size)])
+            found.append(part.weave(body) if isinstance(part, Woven) else body)
+        whole = memoryview(b"".join(found))
+        ends = accumulate(size for _, size in places)
+        return (bytes(whole[end - size : end]) for end, (_, size) in zip(ends, places, strict=True))
 
     def _facts(self, tape: Tape, name: str, *, screen: bool) -> TrackFacts:
         track = self._tracks.get((tape.recording.id, name), _Track())

@@ -112,14 +112,14 @@ async def test_a_lease_has_one_holder_and_an_old_fence_holds_nothing(database: D
         assert second is not None
         assert second.fence > first.fence
         assert await leases.take(connection, recording.id, "a") is None
-        assert not await leases.renew(connection, first)
         assert not await leases.still_held(connection, first)
-        assert await leases.renew(connection, second)
         assert await leases.still_held(connection, second)
-        await leases.release(connection, first)
-        assert await leases.still_held(connection, second)
-        await leases.release(connection, second)
+        third = await leases.take(connection, recording.id, "b", ttl=timedelta(0))
+        assert third is not None
+        assert not await leases.still_held(connection, second)
+    async with database.transaction() as connection:
         assert await leases.take(connection, recording.id, "a") is not None
+        assert not await leases.still_held(connection, third)
 
 
 async def test_ten_who_want_the_same_artifact_get_one(database: Database) -> None:

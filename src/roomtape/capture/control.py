@@ -11,7 +11,7 @@ from roomtape.core.errors import BadInput, Conflict
 from roomtape.core.keys import meeting_prefix
 from roomtape.core.lifecycle import OPEN, Status
 from roomtape.core.model import Source
-from roomtape.db import chunks, jobs, ledger, outbox
+from roomtape.db import chunks, jobs, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording, Track
 
@@ -66,11 +66,7 @@ async def join(connection: Connection, recording: Recording, track_id: str | Non
 
 async def stop(connection: Connection, recording: Recording, *, by: str | None) -> Recording:
     """What is there plays at once; segments captured before are taken until complete-recording."""
-    held = await ledger.lock_recording(connection, recording.id)
-    stopped = await ledger.move(connection, recording.id, Status.STOPPED, by=by)
-    if held.status in OPEN and stopped.bytes:
-        await outbox.write_event(connection, recording.id, "recording.playable", {"status": stopped.status.value})
-    return stopped
+    return await ledger.stop(connection, recording.id, by=by)
 
 
 async def complete(connection: Connection, queue: App, recording: Recording, closing: Closing) -> Recording:

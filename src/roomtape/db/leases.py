@@ -16,14 +16,8 @@ _TAKE = """
 
 
 async def take(connection: Connection, recording_id: UUID, holder: str, *, ttl: timedelta = timedelta(seconds=30)) -> Lease | None:
-    """The lease, with a new fence, or None while another holder's stands. Times are the database's."""
+    """The lease, prolonged and with a new fence, or None while another holder's stands. Times are the database's; one that is not taken again ends by itself."""
     return await one(connection, Lease, _TAKE, recording_id=recording_id, holder=holder, ttl=ttl)
-
-
-async def renew(connection: Connection, lease: Lease, *, ttl: timedelta = timedelta(seconds=30)) -> bool:
-    """Lets the lease live on; False: somebody else has it, stop writing."""
-    query = "UPDATE leases SET until = now() + %(ttl)s WHERE recording_id = %(id)s AND fence = %(fence)s RETURNING true"
-    return bool(await scalar(connection, query, id=lease.recording_id, fence=lease.fence, ttl=ttl))
 
 
 async def still_held(connection: Connection, lease: Lease) -> bool:
@@ -33,8 +27,3 @@ async def still_held(connection: Connection, lease: Lease) -> bool:
             connection, "SELECT true FROM leases WHERE recording_id = %(id)s AND fence = %(fence)s FOR UPDATE", id=lease.recording_id, fence=lease.fence
         )
     )
-
-
-async def release(connection: Connection, lease: Lease) -> None:
-    """Gives the lease back."""
-    await connection.execute("DELETE FROM leases WHERE recording_id = %s AND fence = %s", [lease.recording_id, lease.fence])

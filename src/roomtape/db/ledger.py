@@ -262,6 +262,15 @@ async def set_fields(connection: Connection, recording_id: UUID, fields: Mapping
     """Sets columns that are no state: title, visibility, expires_at, warnings, measured values, job_id, …. Access follows `visibility` and `owner_id`.
 
     Raises Conflict `purging` for a legal hold that comes too late.
+async def stop(connection: Connection, recording_id: UUID, *, why: str = "", by: str | None = None) -> Recording:
+    """Ends a capture, whoever asks for it: what is there plays at once, and an event says so. Repeating it gives the same answer."""
+    held = await lock_recording(connection, recording_id)
+    stopped = await move(connection, recording_id, Status.STOPPED, why=why, by=by)
+    if held.status in OPEN and stopped.bytes:
+        await write_event(connection, recording_id, "recording.playable", {"status": stopped.status.value})
+    return stopped
+
+
     """
     if not fields or "status" in fields:
         raise ValueError("state moves by move() only")
