@@ -65,12 +65,11 @@ async def test_participants_join_change_and_leave(database: Database) -> None:
             await ledger.leave_participant(connection, meeting.id, "eve")
 
 
-async def test_metadata_and_analysis_are_replaced_in_the_tenant_only(database: Database) -> None:
+async def test_metadata_is_replaced_in_the_tenant_only(database: Database) -> None:
     async with database.transaction() as connection:
         meeting = await a_meeting(connection)
         await ledger.set_metadata(connection, TENANT, meeting.id, {"a": 1})
         assert (await ledger.set_metadata(connection, TENANT, meeting.id, {"b": [2]})).metadata == {"b": [2]}
-        assert (await ledger.set_analysis(connection, TENANT, meeting.id, {"mood": "good"})).analysis == {"mood": "good"}
         with pytest.raises(NotFound):
             await ledger.set_metadata(connection, "other", meeting.id, {})
 

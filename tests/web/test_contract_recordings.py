@@ -114,6 +114,22 @@ def test_while_it_runs_it_is_measured_from_what_is_there(admin: httpx2.Client, r
     problem(admin.get(f"/api/v1/recordings/{running.id}/segments/1", params={"trackId": "2"}), 404, "not_found")
 
 
+def test_lists_say_of_a_finished_one_what_was_measured(admin: httpx2.Client, finished: Taken) -> None:
+    whole = admin.get(f"/api/v1/recordings/{finished.id}").json()
+    for path in (f"/api/v1/meetings/{finished.meeting_id}/recordings", f"/api/v1/recordings?room_id={finished.meeting_id}"):
+        [one] = admin.get(path).json()["recordings"]
+        assert (one["mime_type"], one["stored_in"], one["video_codec"]) == ("video/mp4", "primary", "vp9")
+        same = set(one) - {"mime_type"}
+        assert {key: one[key] for key in same} == {key: whole[key] for key in same}
+
+
+def test_lists_say_of_a_stopped_one_that_segments_may_still_come(admin: httpx2.Client, running: Taken) -> None:
+    admin.post(f"/api/v1/recordings/{running.id}/stop")
+    [one] = admin.get(f"/api/v1/meetings/{running.meeting_id}/recordings").json()["recordings"]
+    assert (one["status"], one["stage"], one["stored_in"], one["mime_type"]) == ("stopped", "receiving", "primary", None)
+    assert upload(admin, running, 4, segments()[3]).status_code == 201
+
+
 def test_a_patch_changes_what_it_names_and_nothing_else(admin: httpx2.Client, running: Taken) -> None:
     path = f"/api/v1/recordings/{running.id}"
     before = admin.get(path).json()

@@ -1,5 +1,6 @@
 """All SQL about tracks and chunks: what is on the tape, in which order it was committed, and what is missing."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -215,10 +216,10 @@ async def carry_before(connection: Connection, recording_id: UUID, track_id: str
     return carry
 
 
-async def places_of(connection: Connection, recording_id: UUID) -> list[str]:
-    """Where a recording's chunks are stored, each place once."""
-    cursor = await connection.execute("SELECT DISTINCT stored_in FROM chunks WHERE recording_id = %s ORDER BY 1", [recording_id])
-    return [place for (place,) in await cursor.fetchall()]
+async def spooled(connection: Connection, recordings: Collection[UUID]) -> set[UUID]:
+    """Which of these recordings have bytes that still wait in a spool."""
+    query = "SELECT DISTINCT recording_id FROM chunks WHERE recording_id = ANY(%s) AND stored_in = 'spool'"
+    return {name for (name,) in await (await connection.execute(query, [list(recordings)])).fetchall()}
 
 
 async def move_chunk(connection: Connection, recording_id: UUID, track_id: str, index: int, target: ChunkState, *, stored_in: str | None = None) -> bool:

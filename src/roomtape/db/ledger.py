@@ -3,7 +3,7 @@
 Every function takes the connection of the caller's transaction first; every change of state writes its event in that transaction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -42,13 +42,14 @@ _CREATE_MEETING = """
     VALUES (%(id)s, %(tenant)s, %(room_code)s, %(title)s, %(host_id)s, %(source)s, %(metadata)s)
     ON CONFLICT DO NOTHING RETURNING *
 """
-_LIST_MEETINGS = """
-    SELECT m.* FROM meetings m
+_MEETINGS = """
+    FROM meetings m
     WHERE m.tenant_id = %(tenant)s
       AND (%(user_id)s::text IS NULL OR m.host_id = %(user_id)s
            OR EXISTS (SELECT 1 FROM participants p WHERE p.meeting_id = m.id AND p.user_id = %(user_id)s))
-    ORDER BY m.created_at DESC, m.id DESC LIMIT %(limit)s OFFSET %(offset)s
 """
+_LIST_MEETINGS = f"SELECT m.* {_MEETINGS} ORDER BY m.created_at DESC, m.id DESC LIMIT %(limit)s OFFSET %(offset)s"
+_COUNT_MEETINGS = f"SELECT count(*) FROM (SELECT 1 {_MEETINGS} LIMIT 10001) AS counted"
 _PUT_PARTICIPANT = """
     INSERT INTO participants (meeting_id, tenant_id, user_id, full_name, role)
     SELECT id, tenant_id, %(user_id)s, %(full_name)s, %(role)s FROM meetings WHERE id = %(meeting_id)s
@@ -107,19 +108,18 @@ async def list_meetings(connection: Connection, tenant: str, *, user_id: str | N
 
 async def count_meetings(connection: Connection, tenant: str, *, user_id: str | None = None) -> int:
     """How many list_meetings would give in all, exact to 10,000 (10,001 = more)."""
-    return len(await list_meetings(connection, tenant, user_id=user_id, limit=10_001))
+    return int(await scalar(connection, _COUNT_MEETINGS, tenant=tenant, user_id=user_id))
+
+
+async def meetings_by_id(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Meeting]:
+    """The meetings of a page of recordings."""
+    return {made.id: made for made in await many(connection, Meeting, "SELECT * FROM meetings WHERE id = ANY(%(ids)s)", ids=list(ids))}
 
 
 async def set_metadata(connection: Connection, tenant: str, meeting_id: UUID, metadata: Json) -> Meeting:
     """Replaces the meeting's free metadata."""
     query = "UPDATE meetings SET metadata = %(value)s WHERE tenant_id = %(tenant)s AND id = %(id)s RETURNING *"
     return found(await one(connection, Meeting, query, tenant=tenant, id=meeting_id, value=Jsonb(metadata)))
-
-
-async def set_analysis(connection: Connection, tenant: str, meeting_id: UUID, analysis: Json) -> Meeting:
-    """Replaces the meeting's analysis."""
-    query = "UPDATE meetings SET analysis = %(value)s WHERE tenant_id = %(tenant)s AND id = %(id)s RETURNING *"
-    return found(await one(connection, Meeting, query, tenant=tenant, id=meeting_id, value=Jsonb(analysis)))
 
 
 async def put_participant(connection: Connection, meeting_id: UUID, user_id: str, *, full_name: str = "", role: str = "PARTICIPANT") -> Participant:
@@ -138,9 +138,9 @@ async def leave_participant(connection: Connection, meeting_id: UUID, user_id: s
     return left
 
 
-async def participants_of(connection: Connection, meeting_id: UUID) -> list[Participant]:
-    """All who ever were in the meeting, in the order of joining."""
-    return await many(connection, Participant, "SELECT * FROM participants WHERE meeting_id = %(id)s ORDER BY joined_at, user_id", id=meeting_id)
+async def participants_of(connection: Connection, *meetings: UUID) -> list[Participant]:
+    """All who ever were in these meetings, in the order of joining."""
+    return await many(connection, Participant, "SELECT * FROM participants WHERE meeting_id = ANY(%(ids)s) ORDER BY joined_at, user_id", ids=list(meetings))
 
 
 async def role_of(connection: Connection, meeting_id: UUID, user_id: str) -> str | None:
@@ -218,6 +218,15 @@ async def newest_recording(connection: Connection, meeting_id: UUID, *, deleted:
     return await one(connection, Recording, query, id=meeting_id, deleted=deleted)
 
 
+async def newest_recordings(connection: Connection, meetings: Collection[UUID]) -> dict[UUID, Recording]:
+    """The newest recording of each meeting of a page, the trash left out."""
+    query = """
+        SELECT DISTINCT ON (meeting_id) * FROM recordings WHERE meeting_id = ANY(%(ids)s) AND deleted_at IS NULL
+        ORDER BY meeting_id, created_at DESC, id DESC
+    """
+    return {made.meeting_id: made for made in await many(connection, Recording, query, ids=list(meetings))}
+
+
 async def newest_takeable_recording(connection: Connection, meeting_id: UUID) -> Recording | None:
     """The newest recording that complete-recording has not closed: where segments without `recordingId` go."""
     return await one(connection, Recording, _NEWEST_TAKEABLE, meeting_id=meeting_id, taking=_TAKING)
@@ -253,15 +262,6 @@ async def move(
     return replace(moved, event_seq=await write_event(connection, recording_id, "recording.resumed" if resumed else _EVENTS[target], data))
 
 
-async def pauses_of(connection: Connection, recording_id: UUID) -> list[Pause]:
-    """When the recording was paused; `to_at` is None while it is."""
-    return await many(connection, Pause, "SELECT * FROM pauses WHERE recording_id = %(id)s ORDER BY from_at", id=recording_id)
-
-
-async def set_fields(connection: Connection, recording_id: UUID, fields: Mapping[str, Any]) -> Recording:
-    """Sets columns that are no state: title, visibility, expires_at, warnings, measured values, job_id, …. Access follows `visibility` and `owner_id`.
-
-    Raises Conflict `purging` for a legal hold that comes too late.
 async def stop(connection: Connection, recording_id: UUID, *, why: str = "", by: str | None = None) -> Recording:
     """Ends a capture, whoever asks for it: what is there plays at once, and an event says so. Repeating it gives the same answer."""
     held = await lock_recording(connection, recording_id)
@@ -271,6 +271,15 @@ async def stop(connection: Connection, recording_id: UUID, *, why: str = "", by:
     return stopped
 
 
+async def pauses_of(connection: Connection, recording_id: UUID) -> list[Pause]:
+    """When the recording was paused; `to_at` is None while it is."""
+    return await many(connection, Pause, "SELECT * FROM pauses WHERE recording_id = %(id)s ORDER BY from_at", id=recording_id)
+
+
+async def set_fields(connection: Connection, recording_id: UUID, fields: Mapping[str, Any]) -> Recording:
+    """Sets columns that are no state: title, visibility, expires_at, warnings, measured values, job_id, …. Access follows `visibility` and `owner_id`.
+
+    Raises Conflict `purging` for a legal hold that comes too late.
     """
     if not fields or "status" in fields:
         raise ValueError("state moves by move() only")

@@ -7,7 +7,7 @@ from typing import Any
 from roomtape.core.lifecycle import OPEN, Status, meeting_state
 from roomtape.core.model import Gap
 from roomtape.db.rows import Artifact, Chunk, Event, Meeting, Participant, Recording, Track
-from roomtape.media.boxes import playable_as_mp4
+from roomtape.media.boxes import MP4_CODECS, playable_as_mp4
 from roomtape.media.index import Stream, codec_string
 from roomtape.media.layout import Layout, Span
 from roomtape.tapes.indexing import NOT_INDEXED
@@ -16,7 +16,7 @@ from roomtape.tapes.whole import fps
 
 View = dict[str, Any]
 
-_STAGES = {
+_STAGES = {  # `stopped` still receives: segments captured before the stop are taken until complete-recording
     Status.PENDING: "receiving",
     Status.RECORDING: "receiving",
     Status.PAUSED: "receiving",
@@ -64,8 +64,8 @@ def person_view(person: Participant) -> View:
     }
 
 
-def short_view(recording: Recording, meeting: Meeting) -> View:
-    """A recording as lists have it: from its row alone."""
+def short_view(recording: Recording, meeting: Meeting, *, spooled: bool = False) -> View:
+    """A recording as lists have it: from its row alone. `spooled`: some of its bytes still wait for the store."""
     base = f"/api/v1/recordings/{recording.id}"
     return {
         "id": str(recording.id),
@@ -97,8 +97,8 @@ def short_view(recording: Recording, meeting: Meeting) -> View:
         "duration_s": seconds(recording.duration_us),
         "size_bytes": recording.size_bytes if recording.size_bytes is not None else recording.bytes,
         "sha256": recording.sha256,
-        "mime_type": None,
-        "stored_in": None,
+        "mime_type": _mime_of_row(recording),
+        "stored_in": "spool" if spooled else "primary" if recording.bytes else None,
         "storage_url": None,
         "encrypted": False,
         "watermarked": False,
@@ -114,16 +114,15 @@ def short_view(recording: Recording, meeting: Meeting) -> View:
     }
 
 
-def whole_view(tape: Tape, meeting: Meeting, people: Sequence[Participant], artifacts: Sequence[Artifact], places: Sequence[str]) -> View:
+def whole_view(tape: Tape, meeting: Meeting, people: Sequence[Participant], artifacts: Sequence[Artifact], *, spooled: bool) -> View:
     """A recording with everything: what is running is measured from its layout as it stands."""
     recording = tape.recording
-    view = short_view(recording, meeting)
+    view = short_view(recording, meeting, spooled=spooled)
     main = tape.main()
     if main is not None:
         view |= measured(tape.layouts[main], keep_duration=recording.duration_us)
         view["rendition"] = "original" if len(tape.layouts) == 1 else f"track:{main}"
     view |= {
-        "stored_in": "spool" if "spool" in places else "primary" if places else None,
         "participants": [person_view(person) for person in people],
         "tracks": [track_view(track, tape.layouts[track.id]) for track in tape.tracks],
         "gaps": gaps_view(tape),
@@ -154,6 +153,14 @@ def mime_type(streams: Sequence[Stream]) -> str | None:
     kind = "video" if any(stream.kind == "video" for stream in streams) else "audio"
     codecs = ",".join(codec_string(stream) for stream in streams)
     return f'{kind}/{"mp4" if playable_as_mp4(streams) else "webm"};codecs="{codecs}"'
+
+
+def _mime_of_row(recording: Recording) -> str | None:
+    """As mime_type, of what was measured at the end, without the codecs' details, which only the media has."""
+    named = [codec for codec in (recording.video_codec, recording.audio_codec) if codec]
+    if not named or recording.size_bytes is None:  # until then the columns are wishes
+        return None
+    return f"{'video' if recording.video_codec else 'audio'}/{'mp4' if MP4_CODECS.issuperset(named) else 'webm'}"
 
 
 def stage(recording: Recording) -> str:

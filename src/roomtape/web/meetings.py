@@ -20,7 +20,7 @@ from roomtape.web.identity import Asker
 from roomtape.web.route import Route
 from roomtape.web.schemas import MeetingAsked, ParticipantAsked, RecordingAsked, kept
 from roomtape.web.services import Of, Services
-from roomtape.web.views import Limit, Offset, Statuses, View, counted, link_offsets, statuses, whole
+from roomtape.web.views import Limit, Offset, Statuses, View, counted, link_offsets, short_views, statuses, whole
 
 router = APIRouter(prefix="/meetings", tags=["meetings"], route_class=Route)
 
@@ -71,7 +71,9 @@ async def list_meetings(request: Request, response: Response, services: Of, subj
     async with services.database.transaction() as connection:
         found = await ledger.list_meetings(connection, subject.tenant, user_id=user, limit=limit, offset=offset)
         total = await ledger.count_meetings(connection, subject.tenant, user_id=user)
-        views = [await view_of(connection, meeting) for meeting in found]
+        ids = [meeting.id for meeting in found]
+        people, newest = await ledger.participants_of(connection, *ids), await ledger.newest_recordings(connection, ids)
+    views = [catalog.meeting_view(meeting, [one for one in people if one.meeting_id == meeting.id], newest.get(meeting.id)) for meeting in found]
     link_offsets(request, response, offset=offset, limit=limit, total=total)
     return {"meetings": views, **counted(total), "limit": limit, "offset": offset}
 
@@ -199,5 +201,6 @@ async def list_meeting_recordings(
         wanted = access.Wanted(meeting_id=meeting.id, statuses=statuses(status))
         found = await access.list_recordings(connection, subject.tenant, names, wanted, limit=limit, offset=offset)
         total = await access.count_recordings(connection, subject.tenant, names, wanted)
+        views = await short_views(connection, found)
     link_offsets(request, response, offset=offset, limit=limit, total=total)
-    return {"recordings": [catalog.short_view(recording, meeting) for recording in found], **counted(total), "limit": limit, "offset": offset}
+    return {"recordings": views, **counted(total), "limit": limit, "offset": offset}

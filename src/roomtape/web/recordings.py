@@ -17,7 +17,7 @@ from roomtape.core.errors import BadInput, Conflict, NotFound, NotSignedIn
 from roomtape.core.model import StoredIn
 from roomtape.db import access, chunks, ledger, outbox
 from roomtape.db.database import Connection
-from roomtape.db.rows import Meeting, Recording
+from roomtape.db.rows import Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
 from roomtape.web.idempotency import Named, Naming
@@ -26,7 +26,7 @@ from roomtape.web.meetings import made_by, started
 from roomtape.web.route import Route, of
 from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
 from roomtape.web.services import Of, Services
-from roomtape.web.views import Limit, Statuses, View, counted, link, link_offsets, statuses, whole
+from roomtape.web.views import Limit, Statuses, View, counted, link, link_offsets, short_views, statuses, whole
 
 router = APIRouter(prefix="/recordings", tags=["recordings"], route_class=Route)
 
@@ -105,16 +105,9 @@ async def page_of(services: Services, subject: Subject, wanted: access.Wanted, *
             connection, subject.tenant, names, wanted, limit=limit + 1, offset=offset or 0, before=_cursor(cursor) if cursor else None
         )
         total = {} if offset is None else counted(await access.count_recordings(connection, subject.tenant, names, wanted))
-        views = [catalog.short_view(recording, await _meeting(connection, recording)) for recording in found[:limit]]
+        views = await short_views(connection, found[:limit])
     more = found[limit - 1] if len(found) > limit else None
     return {"recordings": views, **total, "next_cursor": _to_cursor(more) if more else None}
-
-
-async def _meeting(connection: Connection, recording: Recording) -> Meeting:
-    meeting = await ledger.find_meeting(connection, recording.tenant_id, recording.meeting_id)
-    if meeting is None:
-        raise NotFound
-    return meeting
 
 
 def _to_cursor(last: Recording) -> str:
