@@ -41,7 +41,9 @@ def recordings(draw: st.DrawFn) -> list[Taken]:
         times = [n * 33_000 + chance.randrange(0, 9_000) for n in range(cuts * pitch // 33_000)]
         frames = [(time + (quiet if time > S else 0), 1, n % every == 0, 0) for n, time in enumerate(times)] if has != "sound" else []
         both = draw(st.booleans())
-        packets = [(lag + n * packet + chance.randrange(0, 1_500) + (quiet if both and n * packet > S else 0), 2, True, packet) for n in range(cuts * pitch // packet)]
+        packets = [
+            (lag + n * packet + chance.randrange(0, 1_500) + (quiet if both and n * packet > S else 0), 2, True, packet) for n in range(cuts * pitch // packet)
+        ]
         samples = sorted([*frames, *(packets if has != "picture" else [])])
         edges = [n * len(samples) // cuts for n in range(cuts)] + [len(samples)]
         for n in range(cuts):
@@ -70,7 +72,9 @@ def assert_same(one: Layout, two: Layout) -> None:
     assert one.placement.chunks.keys == two.placement.chunks.keys
     assert np.array_equal(one.placement.chunks.starts, two.placement.chunks.starts)
     assert np.array_equal(one.placement.chunks.patches, two.placement.chunks.patches)
-    assert [(lane.kind, lane.setups, lane.literals) for lane in one.placement.lanes] == [(lane.kind, lane.setups, lane.literals) for lane in two.placement.lanes]
+    assert [(lane.kind, lane.setups, lane.literals) for lane in one.placement.lanes] == [
+        (lane.kind, lane.setups, lane.literals) for lane in two.placement.lanes
+    ]
     for a, b in zip(one.placement.lanes, two.placement.lanes, strict=True):
         assert np.array_equal(a.rows, b.rows)
 

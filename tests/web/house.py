@@ -168,7 +168,10 @@ def serving(folder: Path, database_url: str, *, worker: bool = True, **more: str
     (folder / "tmp").mkdir()
     commands = [["serve", "--port", str(port), "--data", str(folder / "data")]] + ([["work", "--data", str(folder / "data")]] if worker else [])
     with log.open("wb") as out:
-        children = [subprocess.Popen([sys.executable, "-m", "roomtape", *command], env=environment, stdout=out, stderr=out, preexec_fn=_die_with_us) for command in commands]  # noqa: PLW1509
+        children = [
+            subprocess.Popen([sys.executable, "-m", "roomtape", *command], env=environment, stdout=out, stderr=out, preexec_fn=_die_with_us)  # noqa: PLW1509  (one thread here)
+            for command in commands
+        ]
         try:
             house = House(f"http://127.0.0.1:{port}", database_url, store, log, folder / "data")
             _ready(house, children)

@@ -78,7 +78,12 @@ RULES: dict[str, str] = {
 }
 STATUS = {"y": {200, 201, 202}, "n": {404}, "f": {403}, "a": {401}, "u": {422}}
 CHANGES = {route for route in RULES if route.startswith(("POST", "DELETE /rec"))} - {"POST /meetings", "POST /recordings/{recording_id}/playback"}
-STOPPED_FIRST = {"DELETE /recordings/{recording_id}", "POST /recordings/{recording_id}/restore", "POST /recordings/start", "POST /meetings/{meeting_id}/recording/start"}
+STOPPED_FIRST = {
+    "DELETE /recordings/{recording_id}",
+    "POST /recordings/{recording_id}/restore",
+    "POST /recordings/start",
+    "POST /meetings/{meeting_id}/recording/start",
+}
 MAKE_ROOMS = {"POST /meetings/start-recording", "POST /recordings/start"}
 PAUSED_FIRST = {"POST /meetings/{meeting_id}/recording/resume"}
 
@@ -211,7 +216,9 @@ def test_what_one_may_not_know_of_answers_as_what_is_not_there(stage: Stage, rou
         assert foreign.status_code in {401, 404}
         assert foreign.text == unknown.text
         varying = {"date", "x-request-id"}
-        assert [header for header in foreign.headers.items() if header[0] not in varying] == [header for header in unknown.headers.items() if header[0] not in varying]
+        assert [header for header in foreign.headers.items() if header[0] not in varying] == [
+            header for header in unknown.headers.items() if header[0] not in varying
+        ]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def test_discarding_twice_discards_one(admin: httpx2.Client, running: Taken) -> 
 
 
 @pytest.mark.parametrize(
-    ("source", "setting"), [("livekit", "LIVEKIT_URL"), ("agora", "AGORA_APP_ID"), ("rtp", "ROOMTAPE_RTP_IP"), ("discord", "DISCORD_TOKEN"), ("simulated", "demo")]
+    ("source", "setting"),
+    [("livekit", "LIVEKIT_URL"), ("agora", "AGORA_APP_ID"), ("rtp", "ROOMTAPE_RTP_IP"), ("discord", "DISCORD_TOKEN"), ("simulated", "demo")],
 )
 def test_a_source_that_is_not_configured_names_its_setting(admin: httpx2.Client, source: str, setting: str) -> None:
     meeting = admin.post("/api/v1/meetings", json={"source": source, "host_id": name()}).json()

@@ -433,7 +433,19 @@ def test_a_download_is_a_file_with_ranges_and_a_validator(admin: httpx2.Client, 
 
 @pytest.mark.parametrize(
     "title",
-    ["", "plain", 'say "hi"; filename=x.exe', "a\r\nSet-Cookie: a=b", "..\\..\\etc/passwd", "Ünïcödé 会議 🎥", "x" * 500, "  . ", "%0d%0a", "a\u202egpm.exe", "\x85\u2028"],
+    [
+        "",
+        "plain",
+        'say "hi"; filename=x.exe',
+        "a\r\nSet-Cookie: a=b",
+        "..\\..\\etc/passwd",
+        "Ünïcödé 会議 🎥",
+        "x" * 500,
+        "  . ",
+        "%0d%0a",
+        "a\u202egpm.exe",
+        "\x85\u2028",
+    ],
 )
 def test_a_title_makes_a_harmless_file_name(admin: httpx2.Client, finished: Taken, title: str) -> None:
     path = f"/api/v1/recordings/{finished.id}"

@@ -90,9 +90,7 @@ def test_a_segment_is_taken_in_every_spelling(admin: httpx2.Client, way: str) ->
     assert admin.get(f"/api/v1/recordings/{taken.id}/segments/1").content == body
 
 
-@pytest.mark.parametrize(
-    ("started_at", "clock"), [(None, "none"), ("now-ms", "client"), ("now-rfc", "client"), ("2001-02-03T04:05:06Z", "client")]
-)
+@pytest.mark.parametrize(("started_at", "clock"), [(None, "none"), ("now-ms", "client"), ("now-rfc", "client"), ("2001-02-03T04:05:06Z", "client")])
 def test_a_track_says_how_its_clock_is_known(admin: httpx2.Client, started_at: str | None, clock: str) -> None:
     taken = begin(admin, name())
     now = {"now-ms": f"{time.time() * 1000:.3f}", "now-rfc": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())}
@@ -360,7 +358,25 @@ def test_a_participant_sends_only_tracks_of_its_own(house: House, admin: httpx2.
         assert [(track["id"], track["participant_id"]) for track in tracks] == [("1", host), ("2", guest)]
 
 
-NASTY = ["a/../b", "../../up", "..\\up", "/etc/passwd", "-rf", "a\nb", "a\r\nb", "%2e%2e%2f", "．．／", "x" * 200, ".", "..", "~", "$(id)", "c:\\x", "日本語", " "]
+NASTY = [
+    "a/../b",
+    "../../up",
+    "..\\up",
+    "/etc/passwd",
+    "-rf",
+    "a\nb",
+    "a\r\nb",
+    "%2e%2e%2f",
+    "．．／",
+    "x" * 200,
+    ".",
+    "..",
+    "~",
+    "$(id)",
+    "c:\\x",
+    "日本語",
+    " ",
+]
 
 
 @pytest.mark.parametrize("where", ["userId", "meetingId", "trackId"])

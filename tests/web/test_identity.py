@@ -91,7 +91,7 @@ def test_signing_in_leads_only_to_our_own_pages(house: House, target: str) -> No
 def test_the_cookie_is_secure_where_the_connection_is(house: House) -> None:
     async def signed_in() -> str:
         settings = Settings(database_url=SecretStr(house.database_url), storage_url=house.store.as_uri(), data=house.data, reserve_bytes=0)
-        site = app._application(settings)
+        site = app._application(settings, lambda: None)
         async with site.router.lifespan_context(site), httpx2.AsyncClient(transport=httpx2.ASGITransport(site), base_url="https://roomtape.test") as client:
             link = await app.login_link(settings, "jo")
             return str((await client.post("/login", data={"token": link})).headers["set-cookie"])
@@ -149,9 +149,7 @@ def test_a_key_is_stored_as_a_hash_and_ends_at_once(house: House) -> None:
         problem(client.get(ME), 401, "bad_key")
 
 
-@pytest.mark.parametrize(
-    "header", ["Bearer rt_x", "Bearer", "Basic YTpi", "rt_{}", "Bearer rt_\xff", "Token {}", "Bearer {}x", "Bearer x{}", "Bearer {} {}"]
-)
+@pytest.mark.parametrize("header", ["Bearer rt_x", "Bearer", "Basic YTpi", "rt_{}", "Bearer rt_\xff", "Token {}", "Bearer {}x", "Bearer x{}", "Bearer {} {}"])
 def test_what_is_no_key_is_401_even_beside_a_session(house: House, header: str) -> None:
     with sign_in(house, name()) as client:
         answer = client.get(ME, headers={b"authorization": header.format(house.key("admin"), house.key("admin")).encode("latin-1")})

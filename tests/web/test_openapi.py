@@ -106,7 +106,13 @@ def test_every_answer_says_that_it_is_what_it_says(house: House, admin: httpx2.C
     recording = f"/api/v1/recordings/{finished.id}"
     with house.client() as nobody:
         answers = [admin.get(path) for path in ("/api/v1/meetings", recording, f"{recording}/download", f"{recording}/hls/master.m3u8", "/nowhere", "/healthz")]
-        answers += [admin.get(f"{recording}/segments/1"), admin.put("/api/v1/meetings"), nobody.get(recording), nobody.get("/login"), nobody.get("/static/api.js")]
+        answers += [
+            admin.get(f"{recording}/segments/1"),
+            admin.put("/api/v1/meetings"),
+            nobody.get(recording),
+            nobody.get("/login"),
+            nobody.get("/static/api.js"),
+        ]
     for answer in answers:
         assert answer.headers["x-content-type-options"] == "nosniff", answer.url
         assert "server" not in answer.headers
@@ -118,7 +124,9 @@ def test_every_answer_says_that_it_is_what_it_says(house: House, admin: httpx2.C
     assert problem(admin.get("/nowhere"), 404, "not_found")["type"] == "about:blank"
 
 
-INSIDES = re.compile(r"Traceback|File \"|/usr/|/home/|/root/|/tmp/|site-packages|psycopg|postgresql|SELECT |INSERT |UPDATE |relation \"|roomtape\.(db|web|core)|0x[0-9a-f]{6}")
+INSIDES = re.compile(
+    r"Traceback|File \"|/usr/|/home/|/root/|/tmp/|site-packages|psycopg|postgresql|SELECT |INSERT |UPDATE |relation \"|roomtape\.(db|web|core)|0x[0-9a-f]{6}"
+)
 
 
 def test_fuzzed_requests_never_hear_of_our_insides(house: House, admin: httpx2.Client, document: Json, running: Taken) -> None:
@@ -141,13 +149,19 @@ def test_fuzzed_requests_never_hear_of_our_insides(house: House, admin: httpx2.C
             return "".join(f"%{byte:02X}" for byte in text[:200])
 
         url = re.sub(r"\{([a-z_]+)\}", piece, path)
-        params = {one["name"]: str(chance.choice(junk)).encode(errors="replace").decode() for one in operation.get("parameters", []) if one["in"] == "query" and chance.random() < 0.5}
+        params = {
+            one["name"]: str(chance.choice(junk)).encode(errors="replace").decode()
+            for one in operation.get("parameters", [])
+            if one["in"] == "query" and chance.random() < 0.5
+        }
         content: bytes | None = None
         if "requestBody" in operation:
             names = sorted({key for schema in schemas.values() for key in schema.get("properties", {})})
             said = {key: chance.choice(junk) for key in chance.sample(names, 3)} if chance.random() < 0.8 else chance.choice(junk)
             content = httpx2.Request("POST", "http://x", json=_plain(said)).read() if chance.random() < 0.9 else bytes(chance.choices(range(256), k=40))
-        headers = {"content-type": "application/json"} | ({"idempotency-key": "".join(chance.choices(string.printable[:90], k=9)).strip() or "k"} if chance.random() < 0.2 else {})
+        headers = {"content-type": "application/json"} | (
+            {"idempotency-key": "".join(chance.choices(string.printable[:90], k=9)).strip() or "k"} if chance.random() < 0.2 else {}
+        )
         answer = admin.request(method, url, params=params, content=content, headers=headers)
         assert answer.status_code < 500, (method, url, params, content, answer.text)
         if answer.is_error:

@@ -72,7 +72,9 @@ def _lay_out(facts: TrackFacts, ordered: Sequence[Taken], before: Before | None)
     shown, heard = (rows.merged([lane.last, own[kind]]) if lane else own[kind] for kind, lane in enumerate(held))
     if not len(shown) and not len(heard):
         begin = begin_us(facts)
-        return Layout(Placement((), _chunks(track), _container(track)), tuple(gaps.missing(facts, ordered, standing, begin, begin)), begin, begin, settled_us=begin)
+        return Layout(
+            Placement((), _chunks(track), _container(track)), tuple(gaps.missing(facts, ordered, standing, begin, begin)), begin, begin, settled_us=begin
+        )
     start = before.start_us if before else min(int(lane["time_us"][0]) for lane in (shown, heard) if len(lane))
     end = max(int(lane["time_us"][-1] + lane["duration_us"][-1]) for lane in (shown, heard) if len(lane))
     found = gaps.find(facts, ordered, standing, start, end)
