@@ -5,7 +5,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +46,7 @@ from roomtape.worker import work as work_on
 
 log = structlog.get_logger()
 
+Ready = Callable[[str | None], None]  # called once, when a part does its work; with its URL, if it has one
 _PORT_FILE = "port"
 _GRACE_S = 5
 _STORE_WAIT_S = 60
@@ -130,11 +131,11 @@ async def _bench(settings: Settings) -> AsyncIterator[Bench]:
         yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), store.host())
 
 
-def serve(settings: Settings, fd: int | None) -> None:
-    """The API and the pages, until SIGTERM."""
+def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
+    """The API and the pages, until SIGTERM; `ready` is called with their URL when they answer."""
     sock = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
     config = uvicorn.Config(
-        _application(settings),
+        _application(settings, lambda: ready(_url(sock))),
         http=RopeProtocol,
         loop="asyncio",
         ws="none",
@@ -156,7 +157,12 @@ def serve(settings: Settings, fd: int | None) -> None:
         raise SystemExit(1) from ended
 
 
-def _application(settings: Settings) -> FastAPI:
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
     """The web application; what it needs is opened when it starts."""
     judge = TokenJudge(settings)
     database, store = _database(settings), _store(settings)
@@ -181,6 +187,7 @@ def _application(settings: Settings) -> FastAPI:
             await stack.enter_async_context(_beside(_look_at(store)))
             await stack.enter_async_context(_beside(layouts.keep_warm()))
             app.state.sandbox = await _level(bench.runner)
+            ready()
             yield
 
     app.router.lifespan_context = lifespan
@@ -195,26 +202,27 @@ async def _level(runner: Runner) -> dict[str, Any] | None:
         return None
 
 
-async def work(settings: Settings) -> None:
+async def work(settings: Settings, ready: Ready) -> None:
     """A worker, until SIGTERM."""
     async with _bench(settings) as bench:
         register(bench)
-        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s))
+        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s), ready)
 
 
-async def record(settings: Settings) -> None:
+async def record(settings: Settings, ready: Ready) -> None:
     """The recorder, until SIGTERM."""
     async with _bench(settings) as bench:
         watch = Watch(bench.database, bench.store, bench.layouts, bench.runner, bench.work)
-        await _until_told(watch.run())
+        await _until_told(watch.run(), ready)
 
 
-async def _until_told(work_of: Awaitable[None]) -> None:
+async def _until_told(work_of: Awaitable[None], ready: Ready) -> None:
     """Runs it until it ends, or SIGTERM or SIGINT come: then it is cancelled and cleans up."""
     task = asyncio.ensure_future(work_of)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, task.cancel)
+    ready(None)
     try:
         await task
     except asyncio.CancelledError:

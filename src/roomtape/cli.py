@@ -96,22 +96,32 @@ def _link(settings: Settings, port: int, token: str) -> str:
 
 
 @cli.command()
-def serve(host: Host = None, port: Port = None, data: Data = None, fd: Fd = None) -> None:
+def serve(host: Host = None, port: Port = None, data: Data = None, fd: Fd = None, *, as_json: Json = False) -> None:
     """The API and the pages, on ROOMTAPE_DATABASE_URL and ROOMTAPE_STORAGE_URL."""
     settings = _part(host=host, port=port, data=data)
-    parts.serve(settings, fd)
+    parts.serve(settings, fd, _ready(as_json=as_json))
 
 
 @cli.command()
-def work(data: Data = None) -> None:
+def work(data: Data = None, *, as_json: Json = False) -> None:
     """A worker: makes what is missing of recordings. Run as many as you like."""
-    asyncio.run(parts.work(_part(data=data)))
+    asyncio.run(parts.work(_part(data=data), _ready(as_json=as_json)))
 
 
 @cli.command()
-def record(data: Data = None) -> None:
+def record(data: Data = None, *, as_json: Json = False) -> None:
     """The recorder: holds live captures and judges the health of what is being recorded."""
-    asyncio.run(parts.record(_part(data=data)))
+    asyncio.run(parts.record(_part(data=data), _ready(as_json=as_json)))
+
+
+def _ready(*, as_json: bool) -> parts.Ready:
+    """Says that a part does its work, to who reads documents; the log says it to everyone else."""
+
+    def say(url: str | None) -> None:
+        if as_json:
+            _say({"ready": True} | ({"url": url} if url else {}), "", as_json=True)
+
+    return say
 
 
 def _part(**said: Any) -> Settings:
