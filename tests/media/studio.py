@@ -2,11 +2,17 @@
 
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeVar
 from urllib.parse import urljoin
 
@@ -21,6 +27,8 @@ from roomtape.testing import known
 DATA = Path(__file__).parents[1] / "data" / "chromium"
 SETS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 LIMIT_S = 120
+START_LIMIT_S = 90
+READY = "Roomtape is ready: "
 JITTER = 24 * 48  # samples: Chromium's audio timestamps stray by up to 20 ms
 T = TypeVar("T")
 
@@ -32,6 +40,43 @@ def until(what: Callable[[], T | None], why: str, *, limit_s: float = LIMIT_S, e
             pytest.fail(f"{why}: not within {limit_s} s")
         time.sleep(every_s)
     return found
+
+
+@contextmanager
+def opened(folder: Path, **settings: str) -> Iterator["Studio"]:
+    """A whole Roomtape of its own, ended afterwards whatever happens."""
+    data = folder / "data"
+    command = [sys.executable, "-m", "roomtape"]
+    with (folder / "log").open("w+") as log:
+        up = subprocess.Popen([*command, "up", "--port", "0", "--data", str(data)], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | settings)
+        late = Timer(START_LIMIT_S, up.kill)
+        late.start()
+        try:
+            assert up.stdout is not None
+            said = next((line for line in up.stdout if line.startswith(READY)), None)
+            late.cancel()
+            if said is None:
+                log.seek(0)
+                pytest.fail(f"`roomtape up` did not get ready:\n{log.read()[-4000:]}")
+            made = subprocess.run([*command, "keys", "create", "tests", "--role", "admin", "--data", str(data)], capture_output=True, text=True, check=True)
+            address = said.removeprefix(READY).strip().partition("/login")[0]
+            with httpx2.Client(base_url=address, headers={"authorization": f"Bearer {made.stdout.strip()}"}, timeout=60) as client:
+                yield Studio(client)
+        finally:
+            late.cancel()
+            _end(up)
+
+
+def _end(up: subprocess.Popen[str]) -> None:
+    if up.poll() is None:
+        up.send_signal(signal.SIGTERM)
+        try:
+            up.wait(40)
+        except subprocess.TimeoutExpired:
+            up.kill()
+            up.wait()
+    if up.stdout is not None:
+        up.stdout.close()
 
 
 @dataclass(slots=True)
