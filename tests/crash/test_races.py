@@ -130,10 +130,17 @@ async def test_a_thousand_equal_uploads_at_once_are_one_object_and_one_row(house
     body = cuts(chromium / "A-opus", 12)[0]
     async with house.async_client(timeout=240, limits=httpx2.Limits(max_connections=1000)) as many:
         crowd = Session(many, session.meeting, session.recording)
-        answers = await together(*(crowd.upload(1, body) for _ in range(1000)))
+        answers = await together(*(_taken(crowd, body) for _ in range(1000)))
     assert codes(answers) == {201: 1, 200: 999}
     assert len(objects(house, session.recording)) == 1
     assert rows(house, "SELECT count(*) FROM chunks WHERE recording_id = %s", session.recording) == [(1,)]
+
+
+async def _taken(session: Session, body: bytes) -> httpx2.Response:
+    """The answer of a client that comes back when it is sent away: on a machine with other things to do that may happen in such a crowd."""
+    while (answer := await session.upload(1, body)).status_code == 503:
+        await asyncio.sleep(int(answer.headers["retry-after"]))
+    return answer
 
 
 @pytest.mark.parametrize("when", ["while it is recorded", "after complete"])
@@ -338,4 +345,5 @@ async def _purged(house: Up, recording: str) -> None:
 
 async def test_nobody_was_answered_with_a_fault_of_ours(house: Up) -> None:
     """Last: the log of all of the above."""
-    assert [house.running.events(name) for name in ("request.failed", "request.crashed")] == [[], []]
+    assert house.running.events("request.crashed") == []
+    assert {event["code"] for event in house.running.events("request.failed")} <= {"unavailable"}
