@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -313,3 +314,16 @@ def test_every_room_and_every_technology_has_its_rule() -> None:
     }
     everywhere = {"roomtape", "numpy", "structlog", "uuid_utils", "pydantic", "pytest"}
     assert used - set(sys.stdlib_module_names) - everywhere == set(OWNERS)
+
+
+def test_nothing_is_written_that_nobody_calls() -> None:
+    sources = {path: path.read_text() for path in SRC.rglob("*.py") if room_of(str(path.relative_to(SRC))) != "testing"}
+    words = Counter(word for source in sources.values() for word in re.findall(r"\w+", source))
+    defined = {
+        node.name
+        for path, source in sources.items()
+        if room_of(str(path.relative_to(SRC))) in FLOORS_BELOW_DOORS
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    assert {name for name in defined if words[name] < 2} == set()

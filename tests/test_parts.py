@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from roomtape import app
+from roomtape.settings import Settings
+from roomtape.storage.s3 import S3Store
 from roomtape.testing.postgres import fresh_database
 from roomtape.testing.servers import free_port
 
@@ -39,3 +42,10 @@ def test_a_part_says_in_one_document_that_it_is_ready(environment: dict[str, str
             child.send_signal(signal.SIGTERM)
         assert child.stdout.read() == ""
         assert child.wait(30) == 0, (tmp_path / "log").read_text()
+
+
+def test_large_bodies_on_their_way_to_a_bucket_wait_in_the_data_folder(tmp_path: Path) -> None:
+    store = app._store(Settings(storage_url="s3://bucket?endpoint=https://s3.test", data=tmp_path))
+    assert isinstance(store.primary, S3Store)
+    assert store.primary._scratch == tmp_path / "work"
+    assert (tmp_path / "work").is_dir()

@@ -71,6 +71,7 @@ def _store(settings: Settings) -> SpooledStore:
         session_token=settings.aws_session_token.get_secret_value(),
         endpoint=settings.aws_endpoint_url,
         region=settings.aws_region,
+        scratch=_work_folder(settings),  # the system's /tmp may be small, or memory
     )
     if isinstance(primary, LocalStore):
         return SpooledStore(primary)

@@ -34,7 +34,7 @@ _DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 def register(bench: Bench) -> None:
     """Puts our tasks onto the queue."""
 
-    @bench.queue.task(name=advance.TASK, pass_context=True)
+    @bench.queue.task(name=jobs.ADVANCE, pass_context=True)
     async def task(context: JobContext, recording_id: str) -> None:
         job = context.job
         assert job is not None
@@ -119,7 +119,7 @@ async def reconcile(bench: Bench) -> None:
     async with bench.database.transaction() as connection:
         for recording in await ledger.running_recordings(connection, [Status.PROCESSING]):
             if not advance.rests(recording, now) and await advance.forgotten(connection, recording):
-                await advance.ask(connection, bench.queue, recording)
+                await jobs.ask(bench.queue, connection, recording.id)
 
 
 async def sweep(bench: Bench, janitor: Janitor) -> None:

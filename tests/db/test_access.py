@@ -85,7 +85,7 @@ async def test_a_share_ends_at_its_time(database: Database) -> None:
             await access.grant(connection, recording.id, "user:bob", "view", via="share:1", expires_at=datetime.now(UTC) + end)
             assert await titles(connection, "user:bob") == seen
             assert bool(await access.permissions_of(connection, recording.id, ["user:bob"])) is bool(seen)
-        assert [grant.via for grant in await access.grants_of(connection, recording.id) if grant.subject == "user:bob"] == ["share:1"]
+        assert await access.revoke(connection, recording.id, "share:1"), "its row is there until somebody takes it back"
 
 
 async def test_filters_by_room_meeting_state_and_words(database: Database) -> None:

@@ -15,8 +15,6 @@ from roomtape.db import chunks, jobs, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording, Track
 
-ADVANCE = "advance"  # the pipeline's task: makes what is missing of a recording
-
 _SETTING_OF = {
     Source.LIVEKIT: "LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
     Source.AGORA: "AGORA_APP_ID, AGORA_CUSTOMER_ID and AGORA_CUSTOMER_SECRET",
@@ -89,7 +87,7 @@ async def complete(connection: Connection, queue: App, recording: Recording, clo
         return held
     if held.status in OPEN:
         held = await stop(connection, held, by=None)
-    job = await ask_for(connection, queue, held.id)
+    job = await jobs.ask(queue, connection, held.id)
     return await ledger.move(connection, held.id, Status.PROCESSING, fields={"job_id": str(job)})
 
 
@@ -104,9 +102,3 @@ async def _close(connection: Connection, recording_id: UUID, named: list[str], c
         await chunks.close_track(connection, recording_id, track, last)
     if missing and not closing.allow_gaps:
         raise Conflict("Segments are missing: send them, or say `allowGaps`.", code="segments_missing", missing=missing)
-
-
-async def ask_for(connection: Connection, queue: App, recording_id: UUID) -> int:
-    """Asks the pipeline to look at a recording, once this transaction is committed; returns the job's id."""
-    name = f"{ADVANCE}:{recording_id}"
-    return await jobs.defer(queue, connection, ADVANCE, lock=name, queueing_lock=name, recording_id=str(recording_id))

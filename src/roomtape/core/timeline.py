@@ -218,8 +218,8 @@ def uncovered(start_us: int, end_us: int, known: Iterable[Gap]) -> list[tuple[in
     return [(a, b) for a, b in left if b - a > QUIET_HOLE_US]
 
 
-def cut_windows(marks: Sequence[int], musts: Sequence[int], stop_us: int, *, window_us: int = WINDOW_US) -> list[tuple[int, int]]:
-    """Windows (start, stop) from the first mark on: each ends at the first mark ≥ `window_us` after its start, at the next of `musts`, or at `stop_us`.
+def cut_windows(marks: Sequence[int], musts: Sequence[int], stop_us: int) -> list[tuple[int, int]]:
+    """Windows (start, stop) from the first mark on: each ends at the first mark ≥ WINDOW_US after its start, at the next of `musts`, or at `stop_us`.
 
     `marks` and `musts` rise; what begins later than `stop_us` is not cut, and the last window is only there if it ends by then.
     """
@@ -228,7 +228,7 @@ def cut_windows(marks: Sequence[int], musts: Sequence[int], stop_us: int, *, win
         return windows
     start = marks[0]
     while start < stop_us:
-        mark, must = bisect_left(marks, start + window_us), bisect_right(musts, start)
+        mark, must = bisect_left(marks, start + WINDOW_US), bisect_right(musts, start)
         stop = min(marks[mark] if mark < len(marks) else stop_us, musts[must] if must < len(musts) else stop_us, stop_us)
         windows.append((start, stop))
         start = stop

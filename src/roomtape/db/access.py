@@ -8,7 +8,7 @@ from uuid import UUID
 
 from roomtape.core.lifecycle import Status
 from roomtape.db.database import Connection, many, scalar
-from roomtape.db.rows import Grant, Recording
+from roomtape.db.rows import Recording
 
 ADMIN = "role:admin"
 TOTAL_EXACT_TO = 10_000
@@ -92,11 +92,6 @@ async def grant(connection: Connection, recording_id: UUID, subject: str, permis
 async def revoke(connection: Connection, recording_id: UUID, via: str) -> bool:
     """Takes back what was given via `share:ID`; False when there was nothing."""
     return await scalar(connection, "DELETE FROM acl WHERE recording_id = %(id)s AND via = %(via)s RETURNING true", id=recording_id, via=via) is not None
-
-
-async def grants_of(connection: Connection, recording_id: UUID) -> list[Grant]:
-    """Every access row of a recording, expired ones too."""
-    return await many(connection, Grant, "SELECT * FROM acl WHERE recording_id = %(id)s ORDER BY subject, via", id=recording_id)
 
 
 async def permissions_of(connection: Connection, recording_id: UUID, subjects: Sequence[str]) -> frozenset[str]:

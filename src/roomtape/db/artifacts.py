@@ -42,13 +42,6 @@ async def find_artifact(connection: Connection, recording_id: UUID, kind: str, r
     return await one(connection, Artifact, query, recording_id=recording_id, kind=kind, recipe=recipe)
 
 
-async def get_artifact(connection: Connection, recording_id: UUID, artifact_id: UUID) -> Artifact | None:
-    """An artifact of this recording."""
-    return await one(
-        connection, Artifact, "SELECT * FROM artifacts WHERE recording_id = %(recording_id)s AND id = %(id)s", recording_id=recording_id, id=artifact_id
-    )
-
-
 async def artifacts_of(connection: Connection, recording_id: UUID) -> list[Artifact]:
     """All artifacts, in the order of making."""
     return await many(connection, Artifact, "SELECT * FROM artifacts WHERE recording_id = %(id)s ORDER BY created_at, id", id=recording_id)

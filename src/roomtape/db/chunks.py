@@ -6,14 +6,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
-
 from roomtape.core.errors import Conflict, NotFound
 from roomtape.core.lifecycle import CHUNK_NEXT, TAKING, ChunkState, Status
 from roomtape.db.database import Connection, found, many, one, scalar
 from roomtape.db.ledger import lock_recording, move
 from roomtape.db.outbox import write_event
-from roomtape.db.rows import Chunk, Json, Mend, NewChunk, Track
+from roomtape.db.rows import Chunk, Mend, NewChunk, Track
 
 _BLOBS = ("index_blob", "carry")
 _LIGHT = ", ".join(field.name for field in fields(Chunk) if field.name not in _BLOBS)
@@ -40,7 +38,6 @@ _SET_PARSED = """
 _MISSING = """
     WITH present AS (
         SELECT index FROM chunks WHERE recording_id = %(recording_id)s AND track_id = %(track_id)s AND index BETWEEN 1 AND %(last)s
-        UNION SELECT unnest(skips) FROM tracks WHERE recording_id = %(recording_id)s AND id = %(track_id)s
         UNION SELECT %(last)s::bigint + 1
     ), steps AS (SELECT index, lag(index, 1, 0) OVER (ORDER BY index) AS before FROM present WHERE index <= %(last)s::bigint + 1)
     SELECT before + 1, index - 1 FROM steps WHERE index > before + 1 ORDER BY 1
@@ -94,15 +91,10 @@ async def give_up(connection: Connection, recording_id: UUID, track_id: str, ind
     await connection.execute(query, [indices, recording_id, track_id, indices])
 
 
-async def set_watch(connection: Connection, recording_id: UUID, track_id: str, watch: Json) -> None:
-    """What the newest media of a track looked and sounded like."""
-    await connection.execute("UPDATE tracks SET watch = %s WHERE recording_id = %s AND id = %s", [Jsonb(watch), recording_id, track_id])
-
-
-async def close_track(connection: Connection, recording_id: UUID, track_id: str, last_index: int, *, skips: list[int] | None = None) -> Track:
-    """Says which index is the last, and which ones will never come. Raises NotFound."""
-    query = "UPDATE tracks SET closed_last_index = %(last)s, skips = %(skips)s WHERE recording_id = %(recording_id)s AND id = %(track_id)s RETURNING *"
-    return found(await one(connection, Track, query, recording_id=recording_id, track_id=track_id, last=last_index, skips=skips or []))
+async def close_track(connection: Connection, recording_id: UUID, track_id: str, last_index: int) -> Track:
+    """Says which index is the last: what is missing before it never comes. Raises NotFound."""
+    query = "UPDATE tracks SET closed_last_index = %(last)s WHERE recording_id = %(recording_id)s AND id = %(track_id)s RETURNING *"
+    return found(await one(connection, Track, query, recording_id=recording_id, track_id=track_id, last=last_index))
 
 
 async def commit_chunk(connection: Connection, new: NewChunk) -> tuple[Chunk, bool]:
@@ -241,7 +233,7 @@ async def spooled_on(connection: Connection, host: str, *, limit: int = 100) -> 
 
 
 async def missing_indices(connection: Connection, recording_id: UUID, track_id: str, last: int) -> list[tuple[int, int]]:
-    """The holes of a track up to `last` as (from, to), both included. A skipped index is no hole."""
+    """The holes of a track up to `last` as (from, to), both included."""
     cursor = await connection.execute(_MISSING, {"recording_id": recording_id, "track_id": track_id, "last": last})
     return [(start, stop) for start, stop in await cursor.fetchall()]
 
@@ -275,9 +267,3 @@ async def put_mend(connection: Connection, recording_id: UUID, mend: Mend) -> No
 async def mends_of(connection: Connection, recording_id: UUID) -> list[Mend]:
     """All mends, by track, index and offset."""
     return await many(connection, Mend, "SELECT * FROM mends WHERE recording_id = %(id)s ORDER BY track_id, index, offset_us", id=recording_id)
-
-
-async def knows_key(connection: Connection, key: str) -> bool:
-    """Whether a chunk or an artifact lies under this key."""
-    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE key = %(key)s) OR EXISTS (SELECT 1 FROM artifacts WHERE key = %(key)s)"
-    return bool(await scalar(connection, query, key=key))

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 from procrastinate import App, PsycopgConnector
@@ -16,6 +17,7 @@ from procrastinate.manager import JobManager, NotificationCallback
 from roomtape.core.errors import Unavailable
 from roomtape.db.database import CONNECT_S, Connection, scalar
 
+ADVANCE = "advance"  # the pipeline's task
 HEARTBEAT_S = 10.0
 STALLED_AFTER_S = 25.0  # with a take-over every 10 s and a poll of 1 s, dead work goes on within 60 s
 TAKE_OVER_EVERY_S = 10.0
@@ -124,6 +126,17 @@ def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_
     return app
 
 
+async def ask(app: App, connection: Connection, recording_id: UUID, *, at: datetime | None = None) -> int:
+    """Puts a look at a recording into the queue (ADVANCE: makes what is missing of it) and returns the job's id; one waits per recording."""
+    name = waiting_name(recording_id)
+    return await defer(app, connection, ADVANCE, lock=name, queueing_lock=name, schedule_at=at, recording_id=str(recording_id))
+
+
+def waiting_name(recording_id: UUID) -> str:
+    """The queueing lock of looks at a recording."""
+    return f"{ADVANCE}:{recording_id}"
+
+
 async def defer(
     app: App,
     connection: Connection,
@@ -179,9 +192,3 @@ async def job_args(connection: Connection, job_id: int) -> dict[str, Any]:
     """What a job was asked to do, {} when it is gone."""
     args: dict[str, Any] | None = await scalar(connection, "SELECT args FROM procrastinate_jobs WHERE id = %(id)s", id=job_id)
     return args or {}
-
-
-async def job_status(connection: Connection, job_id: int) -> str | None:
-    """todo, doing, succeeded, failed, cancelled, aborted, or None when it is gone."""
-    status: str | None = await scalar(connection, "SELECT status::text FROM procrastinate_jobs WHERE id = %(id)s", id=job_id)
-    return status

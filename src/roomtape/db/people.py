@@ -1,6 +1,6 @@
 """All SQL about who asks: keys, one-time links, sessions and playback tokens. Secrets come from the caller and are stored as their sha256 only."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
 
@@ -95,16 +95,15 @@ async def create_playback_token(
     token: str,
     subject: str,
     *,
-    permission: str = "view",
     ttl: timedelta = timedelta(minutes=10),
     most: timedelta = timedelta(hours=12),
 ) -> PlaybackToken:
     """A token for players, bound to subject and recording; by the database's clock."""
     query = """
-        INSERT INTO playback_tokens (token_hash, tenant_id, recording_id, subject, permission, expires_at, until_at)
-        SELECT %(hash)s, tenant_id, id, %(subject)s, %(permission)s, now() + %(ttl)s, now() + %(most)s FROM recordings WHERE id = %(recording_id)s RETURNING *
+        INSERT INTO playback_tokens (token_hash, tenant_id, recording_id, subject, expires_at, until_at)
+        SELECT %(hash)s, tenant_id, id, %(subject)s, now() + %(ttl)s, now() + %(most)s FROM recordings WHERE id = %(recording_id)s RETURNING *
     """
-    values = {"recording_id": recording_id, "subject": subject, "permission": permission, "ttl": ttl, "most": most}
+    values = {"recording_id": recording_id, "subject": subject, "ttl": ttl, "most": most}
     return found(await one(connection, PlaybackToken, query, hash=digest(token), **values))
 
 
@@ -123,13 +122,13 @@ async def revoke_playback_tokens(connection: Connection, recording_id: UUID, sub
     await connection.execute("DELETE FROM playback_tokens WHERE recording_id = %s AND (%s::text IS NULL OR subject = %s)", [recording_id, subject, subject])
 
 
-async def forget_expired(connection: Connection, *, before: datetime | None = None) -> int:
+async def forget_expired(connection: Connection) -> int:
     """Removes links, sessions, tokens and idempotency answers that are of no more use; returns how many."""
     query = """
-        WITH a AS (DELETE FROM login_links WHERE expires_at < coalesce(%(before)s, now()) RETURNING 1),
-             b AS (DELETE FROM sessions WHERE expires_at < coalesce(%(before)s, now()) RETURNING 1),
-             c AS (DELETE FROM playback_tokens WHERE expires_at < coalesce(%(before)s, now()) RETURNING 1),
-             d AS (DELETE FROM idempotency WHERE at < coalesce(%(before)s, now()) - interval '1 day' RETURNING 1)
+        WITH a AS (DELETE FROM login_links WHERE expires_at < now() RETURNING 1),
+             b AS (DELETE FROM sessions WHERE expires_at < now() RETURNING 1),
+             c AS (DELETE FROM playback_tokens WHERE expires_at < now() RETURNING 1),
+             d AS (DELETE FROM idempotency WHERE at < now() - interval '1 day' RETURNING 1)
         SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b) + (SELECT count(*) FROM c) + (SELECT count(*) FROM d)
     """
-    return int(await scalar(connection, query, before=before))
+    return int(await scalar(connection, query))

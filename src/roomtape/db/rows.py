@@ -96,9 +96,9 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """`closed_last_index` is set by complete-recording; `skips` are indices that allowGaps let go, `live_skips` those that the live edge has given up.
+    """`closed_last_index` is set by complete-recording; `live_skips` are indices that the live edge has given up.
 
-    `clock_shift_us` is added to stated times of a clock that is not believed; `watch` is what the newest media looked and sounded like.
+    `clock_shift_us` is added to stated times of a clock that is not believed.
     """
 
     recording_id: UUID
@@ -109,10 +109,8 @@ class Track:
     mime_type: str | None
     clock: str
     closed_last_index: int | None
-    skips: list[int]
     live_skips: list[int]
     clock_shift_us: int
-    watch: Json | None
     created_at: datetime
 
 
@@ -215,17 +213,6 @@ class Artifact:
     error: Json | None
     head: bytes | None
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """`via`: owner, host, admin, visibility, or share:ID."""
-
-    recording_id: UUID
-    subject: str
-    permission: str
-    via: str
-    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from roomtape.tapes.whole import Ropes
 
 log = structlog.get_logger()
 
-TASK = "advance"
 _ROUNDS = 500  # each round does a step; more means that a step does not do what the plan thinks
 _REST = timedelta(hours=1)
 _FAILURES = {
@@ -145,7 +144,7 @@ async def _later(bench: Bench, recording_id: UUID, wrong: RoomtapeError) -> None
     async with bench.database.transaction() as connection:
         recording = await ledger.lock_recording(connection, recording_id)
         await _note(connection, recording, wrong.code, wrong.message, wait)
-        await ask(connection, bench.queue, recording, at=datetime.now(UTC) + wait)
+        await jobs.ask(bench.queue, connection, recording.id, at=datetime.now(UTC) + wait)
 
 
 async def _note(connection: Connection, recording: Recording, code: str, message: str, wait: timedelta) -> None:
@@ -170,14 +169,4 @@ def rests(recording: Recording, now: datetime) -> bool:
 
 async def forgotten(connection: Connection, recording: Recording) -> bool:
     """Whether no job looks after a recording. A second one beside a running one would begin to count its attempts anew, and a recording that kills workers would kill for ever."""
-    return not await jobs.asked(connection, _name(recording))
-
-
-async def ask(connection: Connection, queue: App, recording: Recording, *, at: datetime | None = None) -> int:
-    """Puts a look at a recording into the queue; one waits per recording."""
-    name = _name(recording)
-    return await jobs.defer(queue, connection, TASK, lock=name, queueing_lock=name, schedule_at=at, recording_id=str(recording.id))
-
-
-def _name(recording: Recording) -> str:
-    return f"{TASK}:{recording.id}"
+    return not await jobs.asked(connection, jobs.waiting_name(recording.id))

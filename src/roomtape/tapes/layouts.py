@@ -209,7 +209,7 @@ def _facts(recording: Recording, track: Track, held: _Held, *, pauses: Sequence[
         pauses=tuple((_us(pause.from_at), _us(pause.to_at)) for pause in pauses if pause.to_at is not None),
         mends=mends,
         closed=recording.status not in OPEN or track.closed_last_index is not None,
-        skips=frozenset(skips | set(track.skips)),
+        skips=frozenset(skips),
         last_index=track.closed_last_index,
         close_seq=2 * held.seen + 1,  # after every commit so far, before every later one
     )

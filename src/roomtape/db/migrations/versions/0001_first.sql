@@ -91,10 +91,8 @@ CREATE TABLE tracks (
     mime_type text,
     clock text NOT NULL DEFAULT 'none' CHECK (clock IN ('measured', 'client', 'none')),
     closed_last_index integer CHECK (closed_last_index >= 0),
-    skips integer[] NOT NULL DEFAULT '{}',
     live_skips integer[] NOT NULL DEFAULT '{}',
     clock_shift_us bigint NOT NULL DEFAULT 0,
-    watch jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (recording_id, id),
     FOREIGN KEY (tenant_id, recording_id) REFERENCES recordings (tenant_id, id) ON DELETE CASCADE
