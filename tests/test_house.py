@@ -327,3 +327,14 @@ def test_nothing_is_written_that_nobody_calls() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     }
     assert {name for name in defined if words[name] < 2} == set()
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Each `room/file.py`, and the function behind `room/file.py: name`."""
+    for document in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        said = re.findall(r"`(?:src/roomtape/)?(\w[\w/]*\.py)(?:: (\w+))?`", (SRC.parents[1] / document).read_text())
+        assert said
+        for file, name in said:
+            path = SRC.parents[1] / file if file.startswith("tests/") else SRC / file
+            assert path.is_file(), f"{document} names {file}"
+            assert not name or re.search(rf"\b(def|class) {name}\b", path.read_text()), f"{document} names {name} in {file}"
