@@ -118,7 +118,7 @@ async def reconcile(bench: Bench) -> None:
     now = datetime.now(UTC)
     async with bench.database.transaction() as connection:
         for recording in await ledger.running_recordings(connection, [Status.PROCESSING]):
-            if not advance.rests(recording, now) and await advance.forgotten(connection, recording):
+            if await advance.forgotten(connection, recording, now):
                 await jobs.ask(bench.queue, connection, recording.id)
 
 

@@ -161,12 +161,18 @@ async def rest(connection: Connection, recording_id: UUID, *, code: str, message
         log.error("recording.rests", recording=str(recording_id), code=code)
 
 
-def rests(recording: Recording, now: datetime) -> bool:
+def _rests(recording: Recording, now: datetime) -> bool:
     """Whether its time of retry is still to come."""
     until = (recording.error or {}).get("retry_at")
     return until is not None and datetime.fromisoformat(until) > now
 
 
-async def forgotten(connection: Connection, recording: Recording) -> bool:
-    """Whether no job looks after a recording. A second one beside a running one would begin to count its attempts anew, and a recording that kills workers would kill for ever."""
-    return not await jobs.asked(connection, jobs.waiting_name(recording.id))
+async def forgotten(connection: Connection, recording: Recording, now: datetime) -> bool:
+    """Whether no job looks after a recording, and it does not rest.
+
+    A second job beside a running one would begin to count its attempts anew, and a recording that kills workers would kill for ever.
+    """
+    if await jobs.asked(connection, jobs.waiting_name(recording.id)):
+        return False
+    after = await ledger.find_recording(connection, recording.id)  # only now: a job that fails and the rest that it brings are one commit
+    return after is not None and after.status is Status.PROCESSING and not _rests(after, now)
