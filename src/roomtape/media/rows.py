@@ -311,7 +311,8 @@ def fill(rows: npt.NDArray[np.void], setups: Sequence[Stream], literals: list[by
     before = np.maximum(np.arange(len(ends)) - 1, 0)[: len(ends)]
     setup = rows["setup"][before].astype(np.int64)
     counted = np.array([one.codec == "opus" for one in setups], np.bool_)[setup]
-    steps = until // OPUS_STEP_US - ends // OPUS_STEP_US
+    half = OPUS_STEP_US // 2
+    steps = (until + half) // OPUS_STEP_US - (ends + half) // OPUS_STEP_US
     where = np.flatnonzero((until - ends > TOUCH_US) & ((steps > 0) | ~counted))
     kinds = np.stack([setup, steps], axis=1)[where]
     pieces = [rows]
