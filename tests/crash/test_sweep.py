@@ -19,7 +19,7 @@ from .stage import Stage, staged
 from .strike import Point, attached, named, strace, survey, watch
 
 CI_POINTS = {"serve": 10, "work": 8, "postgres": 22}
-LONG_POINTS = {"serve": 65, "work": 35, "postgres": 110}
+LONG_POINTS = {"postgres": 140, "serve": 40, "work": 24}
 RECOVERY_S = 60.0
 _SETS_OF = {
     "serve": ("fsync", "rename", "write", "send", "unlink"),
@@ -109,6 +109,8 @@ class Sweep:
         place = Place(self.stage.url, self.stage.store, self.stage.work, frozenset(self.stage.pids))
         found = judge_meeting(self.client, played) + j4(place) + j7(self.client.answers[heard:], self.client.limit_s)
         self.faults += [f"{after}: {fault}" for fault in found]
+        for fault in found:
+            print(f"{after}: {fault}", flush=True)
 
     def points(self, victim: str) -> Iterator[Point]:
         """Endless: sets in turn, the number by chance; of PostgreSQL every other blow takes the whole server."""
