@@ -112,7 +112,9 @@ def zero_by_sound(part: NDArray[np.float32], sound: NDArray[np.float32], near_s:
     product = np.fft.irfft(np.fft.rfft(field_, size) * np.conj(np.fft.rfft(inner.astype(np.float64), size)), size)[: len(field_) - len(inner) + 1]
     lag = int(product.argmax())
     there = field_[lag : lag + len(inner)]
-    assert product[lag] / np.sqrt(np.sum(there**2) * np.sum(inner.astype(np.float64) ** 2)) > 0.8, "it is that sound, but for a step of a millisecond or two where silence was filled in"
+    assert product[lag] / np.sqrt(np.sum(there**2) * np.sum(inner.astype(np.float64) ** 2)) > 0.8, (
+        "it is that sound, but for a step of a millisecond or two where silence was filled in"
+    )
     return (first + lag) / rate - 1 / 3
 
 
