@@ -1,5 +1,6 @@
 """A whole `roomtape up` for tests that kill, race and starve it; whatever happens to the test, nothing of it stays."""
 
+import ctypes
 import json
 import os
 import re
@@ -74,12 +75,24 @@ class Program:
         return self.process.wait(within_s)
 
 
+def _end_with_us() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a test run that is killed leaves nothing running
+
+
 @contextmanager
 def program(folder: Path, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Program]:
     """Runs a command in a session of its own; at the end it is stopped, by force if need be, and so is all it has started."""
     log, out = folder / f"{name}.log", folder / f"{name}.out"
     with log.open("ab") as stderr, out.open("wb") as stdout:
-        process = subprocess.Popen([*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment(env), start_new_session=True)
+        process = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment(env),
+            start_new_session=True,
+            preexec_fn=_end_with_us,  # noqa: PLW1509  (one call into libc)
+        )
     running = Program(process, log, out)
     try:
         yield running
