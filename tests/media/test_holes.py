@@ -224,6 +224,7 @@ def test_a_clock_that_is_set_by_an_hour_while_recording_moves_nothing(off_s: flo
     if off_s < 0:  # ahead it may be an hour in which nobody recorded
         assert take.gaps() == []
         judge(take.download(folder), range(1, COUNT + 1))
+        assert [warning["code"] for warning in take.view()["warnings"]] == ["clock_set"]
     else:
         assert sum(gap["end_s"] - gap["start_s"] for gap in take.gaps()) == pytest.approx(3600, abs=1)
 

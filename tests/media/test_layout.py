@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import ClockTrust, Kind
 from roomtape.core.rope import Span
-from roomtape.core.timeline import Mend, origin_us
+from roomtape.core.timeline import MAX_SPAN_US, Mend, origin_us
 from roomtape.media.layout import Layout, Taken, TrackFacts, Window, joins_wanted, lay_out, server_start_us
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Stream
 
@@ -286,6 +286,12 @@ def test_a_missing_last_segment_is_known_by_what_the_client_said() -> None:
     assert [(gap.segment_index, gap.reason) for gap in layout.gaps] == [(4, "segment_missing"), (5, "segment_missing")]
     assert layout.gaps[1].end_us - layout.gaps[0].start_us == 8 * S
     assert abs(layout.end_us - 12 * S) < 10_000
+
+
+def test_one_stray_index_is_not_a_gap_of_years() -> None:
+    layout = lay_out(replace(FACTS, last_index=2**31), restarts(3))
+    assert max(gap.end_us for gap in layout.gaps) <= layout.end_us + MAX_SPAN_US
+    assert layout.end_us < 60_000_000
 
 
 def test_two_thousand_million_missing_segments_are_one_gap() -> None:

@@ -75,7 +75,8 @@ class Spot:
     """Where a file stands: its own zero, and from where on its sound and picture replace what came before, all on the recording's clock.
 
     `sound_until_us`: up to where the sound before it is kept; from there to `sound_from_us` a mend's packets stand, or silence.
-    `on_grid`: it overlaps the file before it by whole packets, as far as stated starts can tell.
+    `on_grid`: it overlaps the file before it by whole packets, as far as stated starts can tell. `clock_set`: its stated start cannot be; it follows what
+    came before it.
     """
 
     zero_us: int
@@ -85,6 +86,7 @@ class Spot:
     mended: bool = False
     on_grid: bool = False
     sound_until_us: int = _FAR
+    clock_set: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     clock = file.stated_us + chain.shift_us - file.first_us
     back, ahead = chain.end_us - clock - file.first_us, clock + file.end_us - chain.base_us
     if back > MAX_OVERLAP_US or (back > 0 and clock + file.first_us <= chain.first_us) or ahead > MAX_SPAN_US:
-        return _cut(file, after, 0), chain.shift_us + after - clock  # somebody set the clock: from here on it is read with a shift
+        return replace(_cut(file, after, 0), clock_set=True), chain.shift_us + after - clock  # from here on it is read with a shift
     touch = _touching(file, chain)
     if mend and chain.file.sound and file.sound and abs(clock - touch - mend.offset_us) <= _MEND_SEARCH_US:
         exact = touch + mend.offset_us

@@ -6,7 +6,7 @@ import numpy as np
 
 from roomtape.core import timeline
 from roomtape.core.model import Gap
-from roomtape.core.timeline import MANY_MISSING, QUIET_HOLE_US
+from roomtape.core.timeline import MANY_MISSING, MAX_SPAN_US, QUIET_HOLE_US
 from roomtape.media import rows
 from roomtape.media.laid import Taken, TrackFacts
 from roomtape.media.rows import Ints, Track
@@ -61,7 +61,7 @@ def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, sta
         if before < facts.first_index:  # by the length of the others
             a = max(0, min(a, b - each_us * (after - before - 1)))
         elif after > last:
-            b = a + each_us * (after - before - 1)
+            b = a + min(each_us * (after - before - 1), MAX_SPAN_US)  # one stray index is not a gap of years
         gaps += timeline.split_gap(facts.id, a, b, lost if after - before - 1 <= MANY_MISSING else lost[:1])
     return gaps
 

@@ -170,6 +170,7 @@ class Before:
     setups: tuple[tuple[Stream, ...], tuple[Stream, ...]]
     streams: Pair
     off_grid: bool
+    clock_set: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,8 @@ class Layout:
     `windows` is what HLS lists: while the track is open it only grows. `late`: windows inside gap windows, of bytes that came after they were given up.
     `settled_us`: nothing before it will change while segments come in order. `maps`: for each set-up of windows the (picture, sound) that a decoder needs.
     `newest`: of picture and sound the last stream seen: the track's codecs, width and height now.
-    `off_grid`: some joins are off the packet grid, see layout.joins_wanted. `before`: what a layout with more segments need not make again.
+    `off_grid`: some joins are off the packet grid, see layout.joins_wanted. `clock_set`: somewhere the stated starts jumped.
+    `before`: what a layout with more segments need not make again.
     """
 
     placement: Placement
@@ -193,6 +195,7 @@ class Layout:
     spans: tuple[Span, ...] = ()
     newest: tuple[Stream, ...] = ()
     off_grid: bool = False
+    clock_set: bool = False
     before: Before | None = None
 
     @property

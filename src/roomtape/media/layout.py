@@ -98,6 +98,7 @@ def _lay_out(facts: TrackFacts, ordered: Sequence[Taken], before: Before | None)
         (*(before.spans if before else ()), *(Span(*span) for span in gaps.spans(standing))),
         tuple(stream for stream in streams if stream),
         off_grid=any(spot.off_grid for spot in standing.spots if spot) or bool(before and before.off_grid),
+        clock_set=any(spot.clock_set for spot in standing.spots if spot) or bool(before and before.clock_set),
     )
     return replace(layout, before=settle(facts, ordered, standing, cut, layout))
 

@@ -69,6 +69,7 @@ def settle(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, cut:
         setups=(track.setups[0][: _known(standing, 0, file)], track.setups[1][: _known(standing, 1, file)]),
         streams=(_newest(standing, 0, file), _newest(standing, 1, file)),
         off_grid=any(spot.off_grid for spot in standing.spots[:file] if spot) or bool(old and old.off_grid),
+        clock_set=any(spot.clock_set for spot in standing.spots[:file] if spot) or bool(old and old.clock_set),
     )
 
 

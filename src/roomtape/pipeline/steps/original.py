@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 KIND = "original"
 _LEAST_S = 60.0
+_SET = "The clock of track {} jumped while it was recorded: what came after stands right behind what came before."
 
 
 async def make(database: Database, store: SpooledStore, runner: Runner, work: Path, ropes: Ropes, tape: Tape, inputs: str, ticket: Ticket) -> None:
@@ -37,7 +38,8 @@ async def make(database: Database, store: SpooledStore, runner: Runner, work: Pa
     layout = tape.layouts[track]
     rope, made, _ = await ropes.whole(tape, track, None)
     digest, found = await _read(store, runner, work, layout, rope)
-    warnings = [warning for warning in tape.recording.warnings if warning["code"] != "not_verified"]
+    warnings = [warning for warning in tape.recording.warnings if warning["code"] not in {"not_verified", "clock_set"}]
+    warnings += [{"code": "clock_set", "message": _SET.format(name)} for name, one in sorted(tape.layouts.items()) if one.clock_set]
     if found is not None:
         warnings.append({"code": "not_verified", "message": found})
     fields = _measured(layout) | {"size_bytes": rope.size, "sha256": digest, "warnings": warnings}
