@@ -1,4 +1,4 @@
-"""Writes a recording's original out again and again: `python -m bench.writer DATA RECORDING OUT`, one line in for each."""
+"""Writes a recording's original out again and again: `python -m bench.writer DATA RECORDING OUT`, one line in for each; OUT's name with .stored lists the objects."""
 
 import asyncio
 import resource
@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 from roomtape.core.keys import DEFAULT_TENANT
+from roomtape.core.rope import Span
 from roomtape.db import ledger
 from roomtape.db.database import Database
 from roomtape.db.embedded import running_url
@@ -35,6 +36,8 @@ async def main(data: Path, recording_id: str, out: Path) -> None:
     track = tape.main()
     assert track is not None
     rope, _, _ = await Ropes().whole(tape, track, None)
+    stored = [store.path(piece.key) for piece in rope.slice(0, rope.size) if isinstance(piece, Span)]
+    out.with_suffix(".stored").write_text("".join(f"{path}\0" for path in stored))
     print(_rss_kb(), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

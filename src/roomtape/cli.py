@@ -92,7 +92,7 @@ def _url(settings: Settings) -> str:
 
 def _link(settings: Settings, port: int, token: str) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{port}/login?token={token}"
+    return f"{settings.url or f'http://{host}:{port}'}/login?token={token}"
 
 
 @cli.command()

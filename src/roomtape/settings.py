@@ -1,5 +1,6 @@
 """Every setting, once: ROOMTAPE_* from the environment, checked at start with a sentence each."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535)
     data: Path = Path("roomtape-data")
+    url: str | None = Field(default=None, description="where people reach it, where a proxy stands in front")
     database_url: SecretStr | None = None
     storage_url: str | None = None
     aws_access_key_id: str = Field(default="", validation_alias="AWS_ACCESS_KEY_ID")
@@ -52,6 +54,13 @@ class Settings(BaseSettings):
         if (self.jwt_key or self.jwt_jwks_url) and not self.jwt_audience:
             raise ValueError("ROOMTAPE_JWT_AUDIENCE is missing: tokens are taken only when they name this installation as their audience")
         return self
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_an_origin(cls, said: str | None) -> str | None:
+        if said and not re.fullmatch(r"https?://[^/?#\s]+/?", said):
+            raise ValueError("it must be an address like https://rec.example.org, without a path")
+        return said.rstrip("/") if said else None
 
     @field_validator("ffmpeg")
     @classmethod

@@ -131,6 +131,7 @@ def _refused(*arguments: str, env: Mapping[str, str] | None = None) -> str:
 SETTINGS: list[tuple[dict[str, str], str]] = [
     ({"ROOMTAPE_JWT_KEY": "short", "ROOMTAPE_JWT_AUDIENCE": "x"}, "ROOMTAPE_JWT_KEY is too weak"),
     ({"ROOMTAPE_JWT_KEY": "k" * 40}, "ROOMTAPE_JWT_AUDIENCE is missing"),
+    ({"ROOMTAPE_URL": "rec.example.org"}, "ROOMTAPE_URL: it must be an address like https://rec.example.org"),
     ({"ROOMTAPE_FFMPEG": "/nowhere/ffmpeg"}, "ROOMTAPE_FFMPEG: there is no program /nowhere/ffmpeg"),
     ({"ROOMTAPE_STORAGE_URL": "ftp://somewhere"}, "it must be file:///folder or s3://bucket/prefix"),
     ({"ROOMTAPE_STORAGE_URL": "s3://bucket?endpoint=http://127.0.0.1:1"}, "allow_http=true"),
@@ -243,6 +244,8 @@ def test_the_command_line_beside_a_running_up(folder: Path) -> None:
         assert roomtape("keys", "revoke", "no-id", *at).returncode == 1
         link = asked("login", "--user", "ann").strip()
         assert link.startswith(f"{house.base}/login?token=")
+        public = roomtape("login", *at, env={"ROOMTAPE_URL": "https://rec.example.org/"}).stdout
+        assert public.startswith("https://rec.example.org/login?token=")
         token = link.partition("token=")[2]
         assert json.loads(asked("login", "--json"))["url"].startswith(house.base)
         signed = httpx2.post(f"{house.base}/login", data={"token": token})

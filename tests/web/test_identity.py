@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -61,6 +62,12 @@ def test_a_login_link_signs_in_once(house: House) -> None:
         again = other.post("/login", data={"token": link})
         assert (again.status_code, "set-cookie" in again.headers) == (401, False)
         assert other.get(ME).status_code == 401
+
+
+def test_behind_a_tls_proxy_the_session_travels_over_tls_only(house: House, tmp_path: Path) -> None:
+    with serving(tmp_path, house.database_url, worker=False, ROOMTAPE_URL="https://rec.example.org") as running, running.client() as client:
+        answer = client.post("/login", data={"token": running.login_token(name())})
+        assert (answer.status_code, "secure" in answer.headers["set-cookie"].lower()) == (303, True)
 
 
 def test_of_many_who_use_a_link_at_once_one_gets_in(house: House) -> None:

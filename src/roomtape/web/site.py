@@ -37,7 +37,7 @@ async def post_login(request: Request, services: Of, token: Annotated[str, Form(
     target = next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
     response: Response = RedirectResponse(target, 303, headers=pages.HEADERS)
     try:
-        await identity.sign_in(services, token.strip(), response, secure=request.url.scheme == "https")
+        await identity.sign_in(services, token.strip(), response, secure=(services.settings.url or str(request.url)).startswith("https:"))
     except NotSignedIn as wrong:
         return await pages.login_page(request, refused=wrong.message)
     return response
