@@ -67,6 +67,8 @@ def faults(calls: Sequence[Call]) -> list[str]:
         durable = [folder, *(first(f"fsync above the new folder {name}", _syncs(parent), made) for parent, name, made in _folders(good))]
         row = first("INSERT of the row", lambda call: _sent(call) and "INSERT INTO chunks" in call.arguments, 0)
         commit = first("COMMIT after every fsync", lambda call: _commits(call, row), max(row.end, *(call.end for call in durable)))
+        if any(_sent(call) and call.file == row.file and "BEGIN" in call.arguments and row.end < call.begin < commit.begin for call in good):
+            return ["missing: COMMIT of the row's own transaction; the one that follows belongs to another"]
         agreed = first("the database's word", lambda call: call.name == "recvfrom" and call.file == row.file and "COMMIT" in call.arguments, commit.begin)
         answer = first("the answer 201", _created, 0)
     except LookupError as missing:

@@ -55,7 +55,7 @@ def roomtape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roomtape]:
         if said is None:
             log.seek(0)
             pytest.fail(f"`roomtape up` did not get ready:\n{log.read()[-4000:]}")
-        yield Roomtape(said.removeprefix(READY).strip())
+        yield Roomtape(said.removeprefix(READY).strip(), data.parent / "session")
         up.send_signal(signal.SIGTERM)
         assert up.wait(30) == 0, "SIGTERM ends it whole, with exit code 0"
     finally:
@@ -69,14 +69,21 @@ def roomtape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roomtape]:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def devices(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Chromium's flags for the numbered camera and the beeping microphone."""
+    folder = tmp_path_factory.mktemp("devices")
+    camera = known.write_numbers(folder / "numbers.mjpeg", 180)
+    microphone = known.write_beeps(folder / "beeps.wav", 180)
+    return [f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}"]
+
+
+@pytest.fixture(scope="module")
+def browser(devices: list[str]) -> Iterator[Browser]:
+    """Of one file of tests: as long as Playwright runs, so does its event loop, and no asynchronous test can."""
     path = os.environ.get("ROOMTAPE_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
     if not Path(path).exists():
         missing(f"No Chromium at {path}: install it, or name it in ROOMTAPE_CHROMIUM")
-    devices = tmp_path_factory.mktemp("devices")
-    camera = known.write_numbers(devices / "numbers.mjpeg", 180)
-    microphone = known.write_beeps(devices / "beeps.wav", 180)
-    flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}", f"--use-file-for-fake-audio-capture={microphone}"]
+    flags = [*FLAGS, *devices]
     if os.geteuid() == 0:
         flags.append("--no-sandbox")  # Chromium refuses its sandbox to root
     with sync_playwright() as playwright:
@@ -85,15 +92,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def signed_in(browser: Browser, roomtape: Roomtape) -> Iterator[BrowserContext]:
     """A person who pressed the one button of the login link."""
-    context = browser.new_context(permissions=["camera", "microphone"], base_url=roomtape.address)
-    page = context.new_page()
-    page.goto(roomtape.login)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/")
-    page.close()
+    known_here = roomtape.session.exists()
+    context = browser.new_context(permissions=["camera", "microphone"], base_url=roomtape.address, storage_state=roomtape.session if known_here else None)
+    if not known_here:
+        page = context.new_page()
+        page.goto(roomtape.login)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/")
+        page.close()
+        context.storage_state(path=roomtape.session)
     yield context
     context.close()
 

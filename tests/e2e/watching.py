@@ -70,9 +70,10 @@ STATE = """
 
 @dataclass(frozen=True, slots=True)
 class Roomtape:
-    """A running installation: `login` is its one-time link."""
+    """A running installation: `login` is its one-time link; `session` holds the cookies of the person who used it."""
 
     login: str
+    session: Path
 
     @property
     def address(self) -> str:
