@@ -22,6 +22,8 @@ from roomtape.db import schema
 from roomtape.db.embedded import EmbeddedPostgres
 from roomtape.settings import load
 
+from .house import descendants
+
 T = TypeVar("T")
 PARTS = ("serve", "work", "record")
 HEARTBEAT_S = 1.0  # so that the work of a dead worker is taken over in seconds
@@ -155,7 +157,7 @@ class Stage:
     def victims(self, name: str) -> list[int]:
         """The processes of a part: its own and its children; of PostgreSQL the postmaster and all it has forked."""
         top = self.postgres.pid if name == "postgres" else self.parts[name].pid
-        return [] if top is None else [top, *_below(top)]
+        return [] if top is None else [top, *descendants(top)]
 
     def end(self) -> None:
         """Ends all, whatever state it is in; what hangs is killed."""
@@ -173,21 +175,6 @@ class Stage:
         if self.sock_fd >= 0:
             os.close(self.sock_fd)
             self.sock_fd = -1
-
-
-def _below(top: int) -> list[int]:
-    """The living descendants of a process, by /proc."""
-    found, todo = [], [top]
-    while todo:
-        pid = todo.pop()
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                born = [int(child) for child in children.read_text().split()]
-            except OSError:
-                continue
-            found += born
-            todo += born
-    return found
 
 
 def kill(pids: list[int]) -> None:

@@ -80,9 +80,13 @@ class Trace:
 def traced(pids: Sequence[int]) -> bool:
     """Whether every thread of the processes is being traced; one that has ended meanwhile does not count."""
     for pid in pids:
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            threads = [*Path(f"/proc/{pid}/task").iterdir()]
+        except OSError:
+            continue
+        for thread in threads:
             try:
-                if "TracerPid:\t0\n" in status.read_text():
+                if "TracerPid:\t0\n" in (thread / "status").read_text():
                     return False
             except OSError:
                 continue
