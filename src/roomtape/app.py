@@ -182,7 +182,7 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
             await database.open()
             stack.push_async_callback(database.close)
             stack.push_async_callback(store.close)
-            await stack.enter_async_context(queue.open_async())
+            await stack.enter_async_context(jobs.opened(queue))
             await stack.enter_async_context(listener.listening())
             await stack.enter_async_context(spool_mover(bench, Janitor(database, store, trash_days=settings.trash_days)))
             await stack.enter_async_context(_beside(_look_at(store)))

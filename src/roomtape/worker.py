@@ -60,7 +60,7 @@ async def _rest(bench: Bench, recording_id: UUID, ticket: Ticket, wrong: Excepti
 
 async def work(bench: Bench, janitor: Janitor, heartbeat_s: float) -> None:
     """Works until it is cancelled."""
-    async with bench.queue.open_async(), asyncio.TaskGroup() as group:
+    async with jobs.opened(bench.queue), asyncio.TaskGroup() as group:
         group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s * _DEAD_BEATS)))
         group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
         group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))

@@ -1,6 +1,7 @@
 """The queue: jobs live and die with our transaction, dead work goes on, and the dead change nothing."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -28,8 +29,35 @@ async def queue(database_url: str) -> AsyncIterator[App]:
     async def step(thing: str) -> None:
         """Does nothing: tests fetch by hand."""
 
-    async with app.open_async():
+    async with jobs.opened(app):
         yield app
+
+
+async def test_a_queue_that_is_told_to_end_while_it_connects_leaves_nothing_that_goes_on() -> None:
+    called = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        writer.close()
+
+    async def begin() -> None:
+        async with jobs.opened(jobs.queue_app(f"postgresql://nobody@127.0.0.1:{port}/none")):
+            pass
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    before = asyncio.all_tasks()
+    beginning = asyncio.create_task(begin())
+    await asyncio.wait_for(called.wait(), 20)
+    answering = asyncio.all_tasks() - before - {beginning}
+    beginning.cancel()
+    await asyncio.wait({beginning}, timeout=20)
+    assert beginning.cancelled()
+    left = {task for task in asyncio.all_tasks() - before if task not in answering or "silent" not in repr(task)}
+    assert left == set()
+    server.close()
 
 
 async def job_status(connection: Connection, job: int) -> str:

@@ -75,6 +75,22 @@ async def test_a_playback_token_is_prolonged_up_to_its_end_and_not_beyond(databa
         assert await people.find_playback_token(connection, "token") is None
 
 
+async def test_a_playback_token_in_use_is_prolonged_once_a_minute_and_not_at_each_range(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+
+        async def touched(**made: timedelta) -> tuple[timedelta, timedelta]:
+            before = await people.create_playback_token(connection, recording.id, str(made), "user:ann", **made)
+            await people.touch_playback_token(connection, str(made), ttl=timedelta(minutes=10))
+            after = await people.find_playback_token(connection, str(made))
+            assert after is not None
+            return after.expires_at - before.expires_at, after.until_at - after.expires_at
+
+        assert (await touched(ttl=timedelta(minutes=9, seconds=30)))[0] == timedelta(0)
+        assert (await touched(ttl=timedelta(minutes=8)))[0] == timedelta(minutes=2)
+        assert await touched(ttl=timedelta(minutes=1), most=timedelta(minutes=5)) == (timedelta(minutes=4), timedelta(0))
+
+
 async def test_what_has_expired_is_forgotten_and_the_rest_stays(database: Database) -> None:
     async with database.transaction() as connection:
         await people.create_login_link(connection, TENANT, "late", "ann", ttl=timedelta(seconds=-1))

@@ -94,7 +94,7 @@ async def house(database: Database, tmp_path: Path) -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         queue = jobs.queue_app(database.conninfo)
-        await stack.enter_async_context(queue.open_async())
+        await stack.enter_async_context(jobs.opened(queue))
         runner = await stack.enter_async_context(Runner())
         bench = Bench(database, store, Layouts(database, wait_s=0, now_us=now_us), Ropes(), runner, queue, tmp_path / "work", HOST)
         register(bench)

@@ -1,8 +1,8 @@
 """The queue, procrastinate on our PostgreSQL: jobs that join our transaction, and fences so that a worker that was thought dead changes nothing."""
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -124,6 +124,16 @@ def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_
     )
     app.job_manager = FencedJobs(connector)
     return app
+
+
+@asynccontextmanager
+async def opened(app: App) -> AsyncIterator[None]:
+    """The queue's pool is open in the block. Cancelled while it connects, procrastinate leaves its pool behind, which swallows every cancellation: no end."""
+    try:
+        async with app.open_async():
+            yield
+    finally:
+        await app.close_async()
 
 
 async def ask(app: App, connection: Connection, recording_id: UUID, *, at: datetime | None = None) -> int:

@@ -14,6 +14,10 @@ _LOOKUP_KEY = f"""
               WHERE api_keys.id = key.id AND (key.last_used_at IS NULL OR key.last_used_at < now() - interval '{_USED_EVERY}'))
     SELECT * FROM key
 """
+_TOUCH = f"""
+    UPDATE playback_tokens SET expires_at = least(until_at, now() + %(ttl)s)
+    WHERE token_hash = %(hash)s AND expires_at > now() AND expires_at < least(until_at, now() + %(ttl)s - interval '{_USED_EVERY}')
+"""
 _PROLONG = """
     UPDATE playback_tokens SET expires_at = least(until_at, greatest(expires_at, now() + %(ttl)s))
     WHERE token_hash = %(hash)s AND expires_at > now() RETURNING *
@@ -115,6 +119,11 @@ async def find_playback_token(connection: Connection, token: str) -> PlaybackTok
 async def prolong_playback_token(connection: Connection, token: str, *, ttl: timedelta = timedelta(minutes=10)) -> PlaybackToken | None:
     """Lets a living token live for `ttl` from now, never beyond its `until_at`, never shorter than it would."""
     return await one(connection, PlaybackToken, _PROLONG, hash=digest(token), ttl=ttl)
+
+
+async def touch_playback_token(connection: Connection, token: str, *, ttl: timedelta = timedelta(minutes=10)) -> None:
+    """As prolong_playback_token, once a minute: a player asks for many ranges, and each write waits for the disk."""
+    await connection.execute(_TOUCH, {"hash": digest(token), "ttl": ttl})
 
 
 async def revoke_playback_tokens(connection: Connection, recording_id: UUID, subject: str | None = None) -> None:

@@ -46,7 +46,7 @@ async def viewer(request: Request, recording_id: UUID, services: Of) -> tuple[Re
     async with services.database.transaction() as connection:
         subject = await _of_token(connection, token, recording_id)
         recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
-        await people.prolong_playback_token(connection, token)  # the right still stands
+        await people.touch_playback_token(connection, token)  # the right still stands
     return recording, f"/api/v1/p/{token}/recordings/{recording_id}"
 
 
