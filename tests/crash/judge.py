@@ -131,7 +131,7 @@ def j4(place: Place) -> Faults:
     faults += [f"J4: {len(left)} temporary files are left: {left[:3]}"] if left else []
     orphans = orphaned(place.pids)
     faults += [f"J4: children {orphans} have outlived their parents"] if orphans else []
-    return faults + _settled(place.url)
+    return faults + settled(place.url)
 
 
 async def _tidied(place: Place) -> Faults:
@@ -154,7 +154,7 @@ async def _tidied(place: Place) -> Faults:
     return faults + [f"J4: the object {key} has {there[key]} bytes, its row says {rows[key]}" for key in there.keys() & rows.keys() if there[key] != rows[key]]
 
 
-def _settled(url: str) -> Faults:
+def settled(url: str) -> Faults:
     """Jobs end; then no lease stands that would not end by itself. Waits, because the work of the dead is taken over only after their silence."""
     doing = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing'"
     held = f"SELECT count(*) FROM leases WHERE until > now() + interval '{2 * _LEASE_S} seconds'"

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from .client import Client, Ledger, Played, Script, UnexpectedAnswerError, script
-from .judge import Place, j1, j4, j7, judge_meeting
+from .judge import Place, j1, j4, j7, judge_meeting, settled
 from .stage import Stage, staged
 from .strike import Point, attached, named, strace, survey, watch
 
@@ -106,6 +106,7 @@ class Sweep:
 
     def judge(self, played: Played, after: str, heard: int) -> None:
         """All rules, with the name of the blow before each sentence."""
+        self.stage.during(lambda: settled(self.stage.url))  # the blow may have struck when the meeting was over: the dead are started again meanwhile
         place = Place(self.stage.url, self.stage.store, self.stage.work, frozenset(self.stage.pids))
         found = judge_meeting(self.client, played) + j4(place) + j7(self.client.answers[heard:], self.client.limit_s)
         self.faults += [f"{after}: {fault}" for fault in found]
