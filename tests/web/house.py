@@ -55,7 +55,7 @@ def segments(name: str = "A-opus") -> list[bytes]:
 
 def token(sub: str | None = "jo", *, key: Any = None, alg: str = "HS256", header: Mapping[str, Any] | None = None, **claims: Any) -> str:
     """A token of the host application; a claim that is None is left out."""
-    whole = {"sub": sub, "aud": AUDIENCE, "iss": ISSUER, "exp": int(time.time()) + 600, **claims}
+    whole = {"sub": sub, "aud": AUDIENCE, "iss": ISSUER, "exp": int(time.time()) + 86_400, **claims}
     said = {name: value for name, value in whole.items() if value is not None}
     return jwt.encode({"alg": alg, **(header or {})}, said, key or OctKey.import_key(SECRET), algorithms=[alg])
 

@@ -271,7 +271,7 @@ def b64(value: Any) -> str:
 
 
 def claims(**changed: Any) -> dict[str, Any]:
-    whole = {"sub": "jo", "aud": AUDIENCE, "iss": ISSUER, "exp": int(time.time()) + 600, "roles": ["admin"], **changed}
+    whole = {"sub": "jo", "aud": AUDIENCE, "iss": ISSUER, "exp": int(time.time()) + 86_400, "roles": ["admin"], **changed}
     return {key: value for key, value in whole.items() if value is not ...}
 
 
