@@ -1,6 +1,7 @@
 """The law of placement over bare numbers: jitter, drift, grids, clocks that were set, gaps and windows."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import Gap
 from roomtape.core.timeline import (
+    CLOSING,
     MANY_MISSING,
     MAX_OVERLAP_US,
+    OPENING,
+    SLEW_US,
     FileFacts,
     Mend,
     Run,
@@ -103,6 +107,30 @@ def test_an_overlap_off_the_grid_stands_by_the_clock_until_it_is_mended() -> Non
     mended = place(files, {2: Mend(2, -203_000, (b"x",))}, begin_us=0)[1]
     assert mended == Spot(4 * S - 3_000, 4 * S - 3_000 + 180_000, 4 * S - 3_000, mended=True, sound_until_us=mended.sound_until_us)
     assert mended.sound_from_us - mended.sound_until_us == 37_500
+
+
+def filmed(index: int, stated_us: int, *, at_us: int, fps: float = 30.0) -> FileFacts:
+    """A file of 70 packets whose true start is `at_us`, of a camera that both recorders see; browsers write whole milliseconds."""
+    file, frame_us = a_file(index, stated_us, sound_us=70 * PACKET, picture_us=70 * PACKET), 1_000_000 / fps
+    first = -(-at_us // frame_us)
+    times = [round((first + n) * frame_us - at_us, -3) for n in range(int(70 * PACKET / frame_us))]
+    assert file.picture
+    return replace(file, picture=replace(file.picture, opening=tuple(map(int, times[:OPENING])), closing=tuple(map(int, times[-CLOSING:]))))
+
+
+@pytest.mark.parametrize("error_us", [-45_000, -25_000, 25_000, 45_000])
+def test_a_start_stated_late_is_put_right_by_the_pictures_that_both_recorders_saw(error_us: int) -> None:
+    pair = [filmed(1, 0, at_us=0), filmed(2, 66 * PACKET + error_us, at_us=66 * PACKET)]
+    spot = place(pair, {}, begin_us=0)[1]
+    assert spot.on_grid
+    assert abs(spot.zero_us - 66 * PACKET) <= SLEW_US
+    blind = [a_file(one.index, one.stated_us, sound_us=70 * PACKET, picture_us=70 * PACKET) for one in pair]
+    assert abs(place(blind, {}, begin_us=0)[1].zero_us - 66 * PACKET) > SLEW_US
+
+
+def test_pictures_that_fit_everywhere_or_nowhere_bear_no_witness() -> None:
+    for fps, at_us in ((50.0, 66 * PACKET), (30.0, 66 * PACKET + 12_000)):
+        assert place([filmed(1, 0, at_us=0, fps=fps), filmed(2, 66 * PACKET + 25_000, at_us=at_us, fps=fps)], {}, begin_us=0)[1].off_grid
 
 
 def test_a_mend_that_contradicts_the_clock_is_not_believed() -> None:

@@ -11,6 +11,10 @@ SLEW_US = 2_000  # what one join of pictures, or of sound that overlaps, may mov
 CALM_US = 4_000  # nearer than this a stated start says nothing that its own jitter would not
 TOUCH_US = 2_400  # less than the shortest Opus packet: stretched over, never filled
 GRID_US = 10_000  # how far off the packet grid an overlap may be stated and still be on it (for packets of 60 ms; a sixth of the packet)
+OPENING, CLOSING = 8, 32  # pictures of a file that bear witness at its joins
+LATE_US = 45_000  # a busy machine states a start so far beside the truth; pictures that both recorders saw put it right
+SAME_US = 3_000  # two recorders give a picture the camera's own time, in whole milliseconds
+_WITNESSES = 3
 SETTLE_PACKETS = 3  # an encoder has settled after three packets (seen: the level dips 5.9 dB at the first one, 2 dB at most after three)
 MAX_OVERLAP_US = 2_000_000  # more is a clock that was set back, not an overlap; the live edge stays so far behind the newest file's end
 MAX_SPAN_US = 26 * 3_600_000_000  # a track longer than this is a clock that was set forward: silence over years would fill the memory
@@ -27,12 +31,17 @@ _MEND_SEARCH_US = 60_000  # a mend that claims more than this against the clock 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One stream of one file, in the file's own time. `from_us` is the first sample that can be decoded, `packet_us` the length of an Opus packet (else 0)."""
+    """One stream of one file, in the file's own time. `from_us` is the first sample that can be decoded, `packet_us` the length of an Opus packet (else 0).
+
+    `opening`, `closing`: of pictures, when the first OPENING and the last CLOSING of them are.
+    """
 
     first_us: int
     end_us: int
     from_us: int
     packet_us: int = 0
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +155,24 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     if not packet:
         return _cut(file, clock, -error), chain.shift_us
     steps = (-error + packet // 2) // packet
+    near = [n for n in (steps - 1, steps, steps + 1) if n > 0 and abs(clock - touch + n * packet) <= LATE_US]
+    seen = [n for n in near if _same_pictures(file, chain, touch - n * packet)]
+    if len(seen) == 1:  # both recorders have seen the same camera
+        exact = touch - seen[0] * packet
+        return replace(_cut(file, exact + slew(clock - exact), seen[0] * packet), on_grid=True), chain.shift_us
     exact = touch - steps * packet
     if abs(clock - exact) <= min(GRID_US, packet // 6):
         return replace(_cut(file, exact + slew(clock - exact), steps * packet), on_grid=steps > 0), chain.shift_us
     return _cut(file, clock, -error, off_grid=True), chain.shift_us
+
+
+def _same_pictures(file: FileFacts, chain: Chain, zero_us: int) -> bool:
+    """Whether with this zero the file's first pictures stand where the file before it has pictures too; False where there are too few to tell."""
+    if not file.picture or not chain.file.picture or not chain.file.picture.closing:
+        return False
+    old = [chain.zero_us + at for at in chain.file.picture.closing]
+    new = [zero_us + at for at in file.picture.opening if old[0] - SAME_US <= zero_us + at <= old[-1] + SAME_US]
+    return len(new) >= _WITNESSES and all(min(abs(at - other) for other in old) <= SAME_US for at in new)
 
 
 def _touching(file: FileFacts, chain: Chain) -> int:

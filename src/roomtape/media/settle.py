@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from roomtape.core.timeline import Run
+from roomtape.core.timeline import CLOSING, Run
 from roomtape.media import edge, gaps, rows
 from roomtape.media.laid import Before, LaneBefore, Layout, OpenFile, Taken, TrackFacts
 from roomtape.media.placed import PLACED, Chunks, joined
@@ -105,7 +105,12 @@ def _opened(standing: Standing, file: int, first: int) -> OpenFile | None:
     for kind, (lane, keep) in enumerate(standing.lanes):
         here = np.flatnonzero((lane.file == file) & (lane.segment < first))
         run, begun = standing.runs[file][kind], old.runs[kind] if old else None
-        runs.append(replace(run, end_us=int(lane.end[here[-1]]) - spot.zero_us) if run and spot and len(here) else begun)
+        if run and spot and len(here):
+            seen = here[standing.usable[here]] if not kind else here[:0]
+            closing = (*(begun.closing if begun else ()), *(lane.time[seen] - spot.zero_us).tolist())[-CLOSING:]
+            runs.append(replace(run, end_us=int(lane.end[here[-1]]) - spot.zero_us, closing=closing))
+        else:
+            runs.append(begun)
         lasts.append(int(track.samples["time_us"][lane.row[here[-1]]]) if len(here) else old.last_us[kind] if old else -_FAR)
         kept.append(here[keep[here]])
     return OpenFile(

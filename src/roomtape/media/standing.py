@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from roomtape.core import timeline
-from roomtape.core.timeline import MAX_SPAN_US, TOUCH_US, Chain, FileFacts, Run, Spot
+from roomtape.core.timeline import CLOSING, MAX_SPAN_US, TOUCH_US, Chain, FileFacts, Run, Spot
 from roomtape.media import rows
 from roomtape.media.laid import TrackFacts, Unlike
 from roomtape.media.rows import Mask, Rows, Track
@@ -100,6 +100,7 @@ def _spots(
     masks = (usable, np.ones(len(lanes[1]), np.bool_))
     packets = (np.zeros(count, np.bool_), opus)
     whole = [rows.runs(lane, mask, count, packet) for lane, mask, packet in zip(lanes, masks, packets, strict=True)]
+    whole[0] = rows.witnessed(whole[0], lanes[0], usable)
     if track.opened:
         for kind, run in enumerate(track.opened.runs):
             whole[kind][0] = _longer(run, whole[kind][0])
@@ -109,6 +110,8 @@ def _spots(
         for lane, mask, packet in zip(lanes, masks, packets, strict=True):
             there = ~late[lane.segment]
             timely.append(rows.runs(lane.take(there), mask[there], count, packet))
+        there = ~late[lanes[0].segment]
+        timely[0] = rows.witnessed(timely[0], lanes[0].take(there), usable[there])
         belated = [timely[0][n] is None and timely[1][n] is None for n in range(count)]
     files, numbers = [], []
     for number in range(count):
@@ -127,4 +130,4 @@ def _spots(
 
 def _longer(begun: Run | None, more: Run | None) -> Run | None:
     """A run that goes on."""
-    return replace(begun, end_us=more.end_us) if begun and more else begun or more
+    return replace(begun, end_us=more.end_us, closing=(*begun.closing, *more.closing)[-CLOSING:]) if begun and more else begun or more
