@@ -18,8 +18,8 @@ def main(wanted: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs = dict.fromkeys(PARTS[name] for name in (wanted or PARTS))
     results: list[Result] = []
-    with roomtape(folder / "data") as running:
-        for run in runs:
+    for run in runs:
+        with roomtape(folder / "data") as running:  # one for each: what the last part has left would fill the page cache
             results += run(folder, running)
     write(results)
 
