@@ -55,7 +55,7 @@ OWNERS: Mapping[str, set[str]] = {  # each outside technology has one room that 
     "psycopg": {"db"}, "psycopg_pool": {"db"}, "sqlalchemy": {"db"}, "alembic": {"db"},
     "obstore": {"storage"}, "av": {"media"}, "imageio_ffmpeg": {"media"},
     "procrastinate": {"db", "capture", "pipeline", "web", "worker"},  # above db only the type App
-    "fastapi": {"web", "app"}, "uvicorn": {"web", "app"}, "starlette": {"web"}, "h11": {"web"}, "joserfc": {"web"}, "httpx2": {"web"},
+    "fastapi": {"web", "app"}, "uvicorn": {"web", "app"}, "starlette": {"web"}, "joserfc": {"web"}, "httpx2": {"web"},
     "prometheus_client": {"web"}, "python_multipart": {"web"}, "typer": {"cli"}, "pydantic_settings": {"settings"},
 }  # fmt: skip
 SUPERVISORS = {"worker.py", "recorder.py"}  # the web's is Starlette's own, see web/problems.py

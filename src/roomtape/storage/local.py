@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -72,7 +73,7 @@ class LocalStore:
 
     def path(self, key: str) -> Path:
         """Where the object is, for sendfile."""
-        return self.folder.root.joinpath(*keys.parts(key))
+        return _below(self.folder.root, key)
 
     async def presign(self, key: str, *, ttl_s: int, disposition: str = "") -> None:
         """A disk has no URL; ours are signed at the door."""
@@ -129,3 +130,9 @@ async def _up_to(body: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
 
 def _page(found: Iterator[Stored]) -> list[Stored]:
     return list(islice(found, _PAGE))
+
+
+@lru_cache(maxsize=4096)
+def _below(root: Path, key: str) -> Path:
+    """Players ask for the same objects again and again."""
+    return root.joinpath(*keys.parts(key))

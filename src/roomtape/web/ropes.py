@@ -3,11 +3,10 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import structlog
 from starlette.responses import Response
@@ -101,21 +100,24 @@ class RopeResponse(Response):
                 yield _Block(part.weave(read), stored=True)
                 continue
             path = self.store.path(part.key) if files and part.size > _SMALL else None
-            with _opened(path) as file:
-                if file is not None:
-                    yield _Block(b"", stored=True, file=file, span=part)
-                    continue
+            fd = _opened(path) if path is not None else None
+            if fd is not None:
+                try:
+                    yield _Block(b"", stored=True, fd=fd, span=part)
+                finally:
+                    os.close(fd)
+                continue
             async for block in self.store.read(part.key, part.offset, part.offset + part.size):
                 yield _Block(block, stored=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Bytes of a body, or a part of a file. `stored`: not made by us."""
+    """Bytes of a body, or a part of an open file. `stored`: not made by us."""
 
     body: bytes
     stored: bool = False
-    file: BinaryIO | None = None
+    fd: int | None = None
     span: Span | None = None
 
 
@@ -130,24 +132,18 @@ async def _to_first_stored(blocks: AsyncIterator[_Block]) -> list[_Block]:
 
 
 async def _send_block(block: _Block, send: Send, connection: RopeProtocol | None) -> None:
-    if block.file is not None and block.span is not None and connection is not None:
-        await connection.send_file(block.file, block.span.offset, block.span.size)
+    if block.fd is not None and block.span is not None and connection is not None:
+        await connection.send_file(block.fd, block.span.offset, block.span.size)
     else:
         await send({"type": "http.response.body", "body": block.body, "more_body": True})
 
 
-@contextmanager
-def _opened(path: Path | None) -> Iterator[BinaryIO | None]:
-    """The file; None where there is none, which the store then says itself."""
+def _opened(path: Path) -> int | None:
+    """The file's descriptor; None where there is none, which the store then says itself."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) if path is not None else None
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        fd = None
-    if fd is None:
-        yield None
-        return
-    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123  (a descriptor)
-        yield file
+        return None
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:

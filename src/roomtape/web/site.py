@@ -97,8 +97,8 @@ def site(services: Services) -> FastAPI:
     app.state.pages = Pages(services)
     problems.install(app)
     app.add_middleware(idempotency.Idempotency)
-    app.add_middleware(lane.FastLane)
     app.add_middleware(envelope.Envelope)
+    app.add_middleware(lane.FastLane)
     app.add_middleware(operations.Measured)
     api = APIRouter(prefix="/api/v1")
     for router in (segmented.router, meetings.router, recordings.router, media.router, media.by_token, events.router):
