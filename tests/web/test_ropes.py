@@ -135,6 +135,47 @@ async def test_two_requests_on_one_connection(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_requests_that_come_before_the_answers_are_answered_in_order(tmp_path: Path) -> None:
+    _, whole = a_rope(tmp_path)
+    async with Server(app_of(tmp_path)).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        starts = (5, 900_000, 300_000)
+        writer.write(b"".join(f"GET /rope HTTP/1.1\r\nHost: x\r\nRange: bytes={start}-{start + 199_999}\r\n\r\n".encode() for start in starts))
+        for start in starts:
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(200_000) == whole[start : start + 200_000]
+        writer.close()
+
+
+async def test_headers_without_end_are_refused(tmp_path: Path) -> None:
+    async with Server(app_of(tmp_path)).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /rope HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 500) for n in range(200)))
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+            assert b"headers of this request are too long" in await reader.read()
+        writer.close()
+
+
+async def test_a_sender_who_was_answered_and_goes_on_is_cut(tmp_path: Path) -> None:
+    async def refuse(_: Request) -> Response:
+        return PlainTextResponse("no", 413)
+
+    app = app_of(tmp_path)
+    app.router.routes.append(Route("/refuse", refuse, methods=["POST"]))
+    async with Server(app, Hasty).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        async with asyncio.timeout(20):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+            with contextlib.suppress(ConnectionError):
+                while not writer.is_closing():
+                    writer.write(bytes(10_000))
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+        writer.close()
+
+
 async def test_an_object_that_is_shorter_than_its_row_says_ends_the_connection(tmp_path: Path) -> None:
     app = app_of(tmp_path)
     rope, whole = a_rope(tmp_path)

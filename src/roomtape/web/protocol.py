@@ -7,8 +7,9 @@ import socket
 from enum import Enum, auto
 from typing import Any, BinaryIO
 
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 _BLOCK = 256 << 10
@@ -76,6 +77,10 @@ class RopeProtocol(HttpToolsProtocol):
         self._reading = _Reading.NOTHING
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle  # `self.cycle` is the newest request, which may wait behind this one
+        super()._start_asgi_task(cycle, app)
+
     def _expect(self) -> None:
         self._watched, self._came = self._reading, 0
         if self._reading is _Reading.HEADERS:
@@ -119,7 +124,7 @@ class RopeProtocol(HttpToolsProtocol):
             if done != count:  # the object is shorter than its row says: never pad, never lie
                 self.transport.abort()
                 raise ConnectionResetError
-            self.cycle.expected_content_length -= count
+            self._answering.expected_content_length -= count
             offset += count
 
     def _directly(self, fd: int, offset: int, count: int) -> int:
