@@ -1,8 +1,12 @@
 """Fixtures every ring of tests shares."""
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
+from roomtape.db.database import Database
+from roomtape.testing.postgres import fresh_database
 
 DATA = Path(__file__).parent / "data"
 
@@ -17,3 +21,18 @@ def anyio_backend() -> str:
 def chromium() -> Path:
     """Real recordings of Chromium's MediaRecorder with known content."""
     return DATA / "chromium"
+
+
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    """A fresh, migrated database on a real PostgreSQL."""
+    with fresh_database() as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    await database.open()
+    yield database
+    await database.close()
