@@ -1,7 +1,8 @@
-"""What one byte cut leaves to the next, as bytes that can stand in a database column: a checked JSON head and raw parts. Only our own carries are believed."""
+"""What one byte cut leaves to the next, as bytes that can stand in a database column (a checked JSON head and raw parts), and the walk that goes on from there."""
 
 import json
 import zlib
+from abc import ABC, abstractmethod
 from typing import Any
 
 from roomtape.core.model import Kind
@@ -38,3 +39,26 @@ def stream_list(stream: Stream) -> list[Any]:
 def stream_of(row: list[Any]) -> Stream:
     number, kind, codec, setup, width, height, channels, rate, annexb = row
     return Stream(number, Kind(kind), codec, bytes.fromhex(setup), width, height, channels, rate, bool(annexb))
+
+
+class Walker(ABC):
+    """One pass over the elements of a cut; `need`: how many bytes from where it stopped would let it go on."""
+
+    need = 0
+
+    @abstractmethod
+    def run(self, buf: Any, p: int, base: int) -> int:
+        """Walks from `p` until the bytes end, or an element that is needed whole and is not: there it stops. `base` makes places in `buf` places in the cut."""
+
+    def bridge(self, pending: bytes, data: Any) -> tuple[bytes, int]:
+        """Walks the element that began in an earlier cut: (what still waits, where in `data` the walk goes on)."""
+        taken = 16
+        while True:
+            window = pending + bytes(data[:taken])
+            stop = self.run(window, 0, -len(pending))
+            if stop >= len(pending):
+                return b"", stop - len(pending)
+            if len(window) - len(pending) >= len(data):
+                return window[stop:], len(data)
+            pending = pending[stop:]
+            taken = max(self.need - len(pending), 16)

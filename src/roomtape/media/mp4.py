@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from roomtape.media import codecs
-from roomtape.media.carry import KEEP_BYTES, pack_carry, stream_list, stream_of
+from roomtape.media.carry import KEEP_BYTES, Walker, pack_carry, stream_list, stream_of
 from roomtape.media.isobmff import FAR, MAX_ROWS, Numbers, Track, boxes, child, header, moov, rows, tfhd, u32
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Samples, Warnings
 
@@ -91,7 +91,7 @@ def _walk(file: _File, pending: bytes, data: Any, part: Part, start: int = 0) ->
     return walker.index(part, data), file.carry(pending)
 
 
-class _Walker:
+class _Walker(Walker):
     """One pass over one cut: `origin` is the file's byte at which the cut begins, `base` what makes places in a buffer places in the cut."""
 
     def __init__(self, file: _File, origin: int) -> None:
@@ -99,23 +99,8 @@ class _Walker:
         self.found: list[Samples] = [file.ahead]
         self.warnings = Warnings()
         self.left = max(MAX_ROWS - len(file.ahead), 0)
-        self.need = 0  # bytes from the stop that would let the walk go on
-
-    def bridge(self, pending: bytes, data: Any) -> tuple[bytes, int]:
-        """Walks the box that began in an earlier cut: (what still waits, where in `data` the walk goes on)."""
-        taken = 16
-        while True:
-            window = pending + bytes(data[:taken])
-            stop = self.run(window, 0, -len(pending))
-            if stop >= len(pending):
-                return b"", stop - len(pending)
-            if len(window) - len(pending) >= len(data):
-                return window[stop:], len(data)
-            pending = pending[stop:]
-            taken = max(self.need - len(pending), 16)
 
     def run(self, buf: Any, p: int, base: int) -> int:
-        """Walks boxes from `p` until the bytes end, or a box that is needed whole and is not: there it stops."""
         file, n = self.file, len(buf)
         while p < n:
             if file.skip or file.lost:

@@ -8,7 +8,7 @@ import numpy as np
 
 from roomtape.core.model import Kind
 from roomtape.media import codecs
-from roomtape.media.carry import KEEP_BYTES, pack_carry, stream_list, stream_of
+from roomtape.media.carry import KEEP_BYTES, Walker, pack_carry, stream_list, stream_of
 from roomtape.media.ebml import LENGTH, MASK, SHORT, SIZED, children, clusters, first_child, header, laces, number, tracks
 from roomtape.media.sample import PATCH, SAMPLE, Container, Index, Part, Stream, Warnings
 
@@ -99,7 +99,7 @@ def _walk(file: _File, pending: bytes, data: Any, part: Part, start: int = 0) ->
     return walker.index(part), file.carry(pending)
 
 
-class _Walker:
+class _Walker(Walker):
     """One pass over one cut: `origin` is the file's byte at which the cut begins, `base` what makes places in a buffer places in the cut."""
 
     def __init__(self, file: _File, origin: int) -> None:
@@ -108,23 +108,8 @@ class _Walker:
         self.patches: list[tuple[int, int]] = []
         self.warnings = Warnings()
         self.steps = 0
-        self.need = 0  # bytes from the stop that would let the walk go on
-
-    def bridge(self, pending: bytes, data: Any) -> tuple[bytes, int]:
-        """Walks the element that began in an earlier cut: (what still waits, where in `data` the walk goes on)."""
-        taken = 16
-        while True:
-            window = pending + bytes(data[:taken])
-            stop = self.run(window, 0, -len(pending))
-            if stop >= len(pending):
-                return b"", stop - len(pending)
-            if len(window) - len(pending) >= len(data):
-                return window[stop:], len(data)
-            pending = pending[stop:]
-            taken = max(self.need - len(pending), 16)
 
     def run(self, buf: Any, p: int, base: int) -> int:
-        """Walks elements from `p` until the bytes end, or an element that is not whole: there it stops."""
         file, n = self.file, len(buf)
         while p < n:
             self.steps += 1
