@@ -324,6 +324,17 @@ def test_each_closes_its_own_track_and_the_last_one_the_recording(house: House, 
         until(lambda: hosts.get(f"/api/v1/recordings/{one.id}/status").json()["status"] == "completed", "the end")
 
 
+def test_a_last_index_that_could_be_of_either_track_is_asked_back_and_closes_nothing(admin: httpx2.Client) -> None:
+    one = begin(admin, name())
+    two = begin(admin, one.host, meetingId=one.meeting_id)
+    fill(admin, one, segments()[:2])
+    fill(admin, two, segments()[:1])
+    problem(complete(admin, one, lastSegmentIndex=5), 422, "track_wanted")
+    assert problem(complete(admin, one, lastSegmentIndexes={"1": 3}), 409, "segments_missing")["missing"] == [{"trackId": "1", "from": 3, "to": 3}]
+    assert upload(admin, one, 3, segments()[2]).status_code == 201
+    assert complete(admin, one, lastSegmentIndexes={"1": 3}).status_code == 202
+
+
 def test_a_track_never_closed_leaves_the_recording_stopped_and_listed_as_idle(admin: httpx2.Client) -> None:
     one = begin(admin, name())
     begin(admin, one.host, meetingId=one.meeting_id)

@@ -81,6 +81,11 @@ async def complete(connection: Connection, queue: App, recording: Recording, clo
     if unknown := set(closing.last) - set(tracks):
         raise BadInput(f"This recording has no track {min(unknown)}.", code="unknown_track")
     named = [closing.track] if closing.track is not None else [name for name in tracks if tracks[name].closed_last_index is None or name in closing.last]
+    if closing.last_index is not None and len(named) > 1:
+        raise BadInput(
+            f"This recording has the tracks {', '.join(named)}: say of which one `lastSegmentIndex` is, by `trackId` or by `lastSegmentIndexes`.",
+            code="track_wanted",
+        )
     await _close(connection, held.id, named, closing)
     left = [track.id for track in await chunks.tracks_of(connection, held.id) if track.closed_last_index is None]
     if left:
