@@ -1,17 +1,19 @@
 """The plain pages: they render what the services say and hold no rule, so that the API and the pages can never differ."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 
-from roomtape.core.access import Subject
+from roomtape.core.access import MeetingFacts, RecordingFacts, Role, Subject, Verb, Visibility, may
 from roomtape.core.errors import Forbidden, NotFound, NotSignedIn
 
 HERE = Path(__file__).parent
@@ -26,6 +28,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Permissions-Policy": "camera=(self), microphone=(self), display-capture=(self)",
 }
+
+
+NEXT = "roomtape_next"  # a cookie: the page that somebody wanted before signing in
+NEXT_FOR_S = 900
 
 
 class PageServices(Protocol):
@@ -90,7 +96,22 @@ def when(moment: str | None) -> str:
     return datetime.fromisoformat(moment).strftime("%-d %B %Y, %H:%M UTC") if moment else "–"
 
 
-templates.env.filters.update(clock=clock, span=span, size=size, when=when)
+def coded(text: str) -> Markup:
+    """A message with its `commands` set as such."""
+    parts = re.split(r"`([^`]+)`", text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts))
+
+
+def came_s(recording: Mapping[str, Any]) -> float | None:
+    """Seconds of a recording: measured, else the time over which its pieces came; None: not known."""
+    started, last = recording["started_at"], recording["last_byte_at"]
+    if recording["duration_s"] is not None or not (started and last):
+        found: float | None = recording["duration_s"]
+        return found
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(started)).total_seconds()
+
+
+templates.env.filters.update(clock=clock, span=span, size=size, when=when, coded=coded, came_s=came_s)
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 
 
@@ -102,9 +123,9 @@ async def page(request: Request, name: str, *, subject: Subject | None = None, s
     return templates.TemplateResponse(request, name, context, status_code=status, headers=HEADERS)
 
 
-async def login_page(request: Request, *, token: str = "", refused: str = "") -> HTMLResponse:
-    """The way in: one button that posts the link's token. `refused`: why the last one was not taken."""
-    return await page(request, "login.html", status=401 if refused else 200, token=token, refused=refused)
+async def login_page(request: Request, *, token: str = "", refused: str = "", target: str = "") -> HTMLResponse:
+    """The way in: one button that posts the link's token. `refused`: why the last one was not taken; `target`: the page to come to."""
+    return await page(request, "login.html", status=401 if refused else 200, token=token, refused=refused, next=target)
 
 
 async def _subject(request: Request) -> Subject | None:
@@ -122,7 +143,11 @@ async def login(request: Request, token: str = "") -> Response:
     """Never signs in by itself: programs that preview links fetch them, and a link is good for one time only."""
     if not token and await _subject(request):
         return RedirectResponse("/", 303, headers=HEADERS)
-    return await login_page(request, token=token)
+    asked = request.query_params.get("next")
+    answer = await login_page(request, token=token, target=asked or unquote(request.cookies.get(NEXT, "")))
+    if asked and not token:  # the fresh link that `roomtape login` prints does not know where its reader wanted to go
+        answer.set_cookie(NEXT, quote(asked, safe="/"), max_age=NEXT_FOR_S, httponly=True, samesite="lax", path="/login")
+    return answer
 
 
 @router.get("/")
@@ -147,13 +172,19 @@ async def record(request: Request) -> Response:
 
 @router.get("/recordings/{recording_id}")
 async def recording(request: Request, recording_id: str) -> Response:
-    """One recording: live or finished."""
+    """One recording, live or finished; a public one for anybody."""
     subject = await _subject(request)
-    if subject is None:
-        return _to_login(request)
     services: PageServices = request.app.state.pages
     try:
-        found = await services.recording_view(subject, recording_id)
+        found = await services.recording_view(subject or Subject(), recording_id)
     except (NotFound, Forbidden, NotSignedIn):
-        return await page(request, "not_found.html", subject=subject, status=404)
-    return await page(request, "recording.html", subject=subject, recording=found)
+        return await page(request, "not_found.html", subject=subject, status=404) if subject else _to_login(request)
+    return await page(request, "recording.html", subject=subject, recording=found, may=rights(subject or Subject(), found))
+
+
+def rights(subject: Subject, view: Mapping[str, Any]) -> Mapping[str, bool]:
+    """What to offer, by the name of each verb; the API decides again."""
+    role = next((Role(person["role"]) for person in view["participants"] if person["user_id"] == subject.user_id), None)
+    meeting = MeetingFacts(subject.tenant, view["meeting_id"], view["room_code"], None, role)
+    facts = RecordingFacts(meeting, view["owner_id"], Visibility(view["visibility"]), deleted=view["deleted_at"] is not None)
+    return {verb.value: may(subject, verb, facts) for verb in Verb}

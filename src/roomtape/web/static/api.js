@@ -3,6 +3,8 @@
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
 
 export const userId = meta("user-id");
+export const signedIn = Boolean(document.querySelector('meta[name="csrf-token"]'));
+let csrf = meta("csrf-token");
 
 /** An answer that is not a success: RFC 9457 problem details. status 0: no answer at all. */
 export class Problem extends Error {
@@ -15,14 +17,40 @@ export class Problem extends Error {
   }
   /** Worth asking again with the same bytes: nothing was decided about them. */
   get passing() {
-    return this.status === 0 || this.status >= 500 || [401, 408, 425, 429].includes(this.status);
+    return this.status === 0 || this.status >= 500 || [401, 408, 425, 429].includes(this.status) || this.code === "csrf";
   }
 }
 
 /** One request. `json` or raw `body`; writes carry the session's CSRF token. Returns the JSON or null; throws Problem. */
-export async function call(method, path, { json, body, headers = {}, timeoutMs = 60_000, keepalive = false } = {}) {
+export async function call(method, path, options) {
+  try {
+    return await once(method, path, options);
+  } catch (problem) {
+    if (problem.code !== "csrf") throw problem;
+    await renew();
+    return once(method, path, options);
+  }
+}
+
+/** Takes the token of the session that holds now: who signs out and in again, in another tab, has another. Throws Problem 401 while this page's person is not signed in. */
+async function renew() {
+  let answer, text;
+  try {
+    answer = await fetch("/record", { cache: "no-store", credentials: "same-origin", signal: AbortSignal.timeout(10_000) });
+    text = await answer.text();
+  } catch {
+    throw new Problem(0);
+  }
+  if (!answer.ok) throw new Problem(answer.status);
+  const fresh = new DOMParser().parseFromString(text, "text/html");
+  const read = (name) => fresh.querySelector(`meta[name="${name}"]`)?.content;
+  if (read("user-id") !== userId) throw new Problem(401, { code: "not_signed_in", detail: `${userId} is not signed in any more.` });
+  csrf = read("csrf-token");
+}
+
+async function once(method, path, { json, body, headers = {}, timeoutMs = 60_000, keepalive = false } = {}) {
   const sent = new Headers(headers);
-  if (method !== "GET") sent.set("X-CSRF-Token", meta("csrf-token"));
+  if (method !== "GET") sent.set("X-CSRF-Token", csrf);
   if (json !== undefined) sent.set("Content-Type", "application/json");
   let answer;
   try {
@@ -79,9 +107,10 @@ export function bytes(size) {
   }
 }
 
-/** Shows a sentence in an element that is a live region, with the code at the end for whoever helps; empty hides it. */
+/** Shows a sentence in an element that is a live region, `commands` set as such, with the code at the end for whoever helps; empty hides it. */
 export function say(element, sentence, code = "") {
-  element.replaceChildren(sentence);
+  const parts = sentence.split(/`([^`]+)`/);
+  element.replaceChildren(...parts.map((part, n) => (n % 2 ? Object.assign(document.createElement("code"), { textContent: part }) : part)));
   if (sentence && code) {
     const small = document.createElement("small");
     small.textContent = ` ${code}`;

@@ -1,5 +1,4 @@
 // Keeps a page true while it stands: events say that something moved, the server's own page says what.
-import { clock } from "./api.js";
 
 const TYPES = ["started", "paused", "resumed", "stopped", "processing", "playable", "completed", "failed", "deleted", "health"].map((word) => `recording.${word}`);
 
@@ -55,19 +54,10 @@ export function calmly(ms, run) {
   };
 }
 
-/** Times in the reader's own zone, and the lengths of what still runs. */
+/** Times in the reader's own zone. */
 export function people() {
   for (const time of document.querySelectorAll("time[datetime]")) {
     const moment = new Date(time.dateTime);
     if (!Number.isNaN(moment.valueOf())) time.textContent = moment.toLocaleString([], { day: "numeric", month: "long", year: "numeric", hour: "2-digit", minute: "2-digit" });
   }
-  tick();
 }
-
-function tick() {
-  for (const length of document.querySelectorAll("[data-since]:not([data-still])")) {
-    length.textContent = clock((Date.now() - new Date(length.dataset.since)) / 1000);
-  }
-}
-
-setInterval(tick, 1000);

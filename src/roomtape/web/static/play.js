@@ -1,5 +1,5 @@
 // The page of one recording: plays the file, or the pieces while it runs; name, stop, delete and bring back.
-import { Problem, call, clock, say, sleep } from "./api.js";
+import { Problem, bytes, call, clock, say, signedIn, sleep } from "./api.js";
 import { Feeder } from "./feeder.js";
 import { calmly, follow, people, refresh } from "./live.js";
 
@@ -8,6 +8,7 @@ const video = $("video");
 const id = $("player").dataset.id;
 const path = `/api/v1/recordings/${encodeURIComponent(id)}`;
 const RENEW_MS = 5 * 60_000; // a playback token lives ten minutes
+const STRANGER_MS = 5000; // events are for those who are signed in: others ask
 const FAR_BEHIND_S = 14; // the edge is one piece and its way behind by nature; "Go live" is for more
 
 const status = () => $("about").dataset.status;
@@ -45,7 +46,11 @@ function file({ mp4_url: mp4, webm_url: webm }) {
 
 async function show() {
   if (status() === "deleted") return clear();
-  if (status() === "failed") return onStage("There is nothing in here that can be played.");
+  if (!running() && "empty" in $("about").dataset) return onStage("Nothing was recorded.");
+  if (status() === "failed") {
+    onStage("There is nothing in here that can be played.");
+    return originals().catch(trouble);
+  }
   try {
     await play();
     if (running()) {
@@ -103,6 +108,22 @@ async function toFile() {
   $("go-live").hidden = true;
 }
 
+/** What came, as it came: where no file can be made of it, its pieces may still be of use to somebody. */
+async function originals() {
+  const box = $("originals");
+  if (!box?.hidden) return;
+  const { segments } = await call("GET", `${path}/segments`);
+  box.querySelector("ul").replaceChildren(...segments.map((segment) => {
+    const link = document.createElement("a");
+    link.href = `${path}/segments/${segment.index}?track_id=${encodeURIComponent(segment.track_id)}`;
+    link.textContent = `Piece ${segment.index} of track ${segment.track_id} (${bytes(segment.size_bytes)})`;
+    const row = document.createElement("li");
+    row.append(link);
+    return row;
+  }));
+  box.hidden = !segments.length;
+}
+
 function clear() {
   feeder?.close();
   feeder = null;
@@ -146,6 +167,9 @@ document.addEventListener("click", async ({ target }) => {
   say($("trouble"), "");
   try {
     if (button.dataset.act === "stop") await call("POST", `${path}/stop`);
+    if (button.dataset.act === "finish") {
+      await call("POST", "/api/v1/meetings/complete-recording", { json: { meetingId: button.dataset.meeting, recordingId: id, allowGaps: true } });
+    }
     if (button.dataset.act === "delete") await call("DELETE", path);
     if (button.dataset.act === "restore") await call("POST", `${path}/restore`);
     await refreshed();
@@ -156,16 +180,16 @@ document.addEventListener("click", async ({ target }) => {
 });
 
 const title = $("title");
-let named = title.value;
-title.addEventListener("input", () => ($("title-save").hidden = title.value.trim() === named));
-title.addEventListener("keydown", (event) => {
+let named = title?.value;
+title?.addEventListener("input", () => ($("title-save").hidden = title.value.trim() === named));
+title?.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   title.value = named;
   $("title-save").hidden = true;
   title.blur();
 });
-title.addEventListener("change", () => $("title-form").requestSubmit());
-$("title-form").addEventListener("submit", async (event) => {
+title?.addEventListener("change", () => $("title-form").requestSubmit());
+$("title-form")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const next = title.value.trim();
   if (next === named) return;
@@ -202,4 +226,5 @@ async function refreshed() {
 people();
 show();
 const again = calmly(400, refreshed);
-follow((event) => (event === null || event.data?.recording_id === id) && again(), ["segment.committed"]);
+if (signedIn) follow((event) => (event === null || event.data?.recording_id === id) && again(), ["segment.committed"]);
+else setInterval(again, STRANGER_MS);

@@ -1,5 +1,5 @@
 // The page that records camera and microphone: devices, level, the one button, and the truth about what is safe.
-import { call, clock, insist, say, span, userId, bytes } from "./api.js";
+import { call, clock, insist, say, sleep, span, userId, bytes } from "./api.js";
 import { PictureClock, PieceRecorder, Uploader, bestType, clockOffsetUs, now } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,6 +9,8 @@ const page = {
   level: $("level"), badge: $("badge"), size: $("size"), rescue: $("rescue"), noPicture: $("no-picture"),
 };
 const CLOCK_EVERY_MS = 60_000;
+const LOOK_EVERY_MS = 4000;
+const SHORTEST_MS = 1000; // less may hold neither a picture nor a sound: encoders need a moment
 const FLOOR_DB = -60;
 
 let stream = null;
@@ -34,6 +36,7 @@ const SENTENCES = {
   insecure: "This page was opened over plain http, and browsers give camera and microphone only to https or localhost. Open it by its https address.",
   unsupported: "This browser cannot record. A current Chrome, Edge, Firefox or Safari can.",
   NotAllowedError: "Camera and microphone are blocked for this site. Press the camera or lock symbol beside the address, allow both, then try again.",
+  nothing: "Neither a camera nor a microphone is chosen. Choose at least one of them.",
   NotFoundError: "No camera and no microphone is connected. Plug one in, then try again.",
   NotReadableError: "Camera or microphone is in use by another program. Close that program, then try again.",
   OverconstrainedError: "The chosen device is not there any more. Choose another one.",
@@ -67,10 +70,12 @@ async function ask() {
   try {
     if (!window.isSecureContext) throw Object.assign(new Error(), { name: "insecure" });
     if (!navigator.mediaDevices?.getUserMedia || !bestType(true)) throw Object.assign(new Error(), { name: "unsupported" });
-    stream = await open({ video: wants("video", page.camera), audio: wants("audio", page.microphone) });
+    const wanted = { video: wants("video", page.camera), audio: wants("audio", page.microphone) };
+    if (!wanted.video && !wanted.audio) throw Object.assign(new Error(), { name: "nothing" });
+    stream = await open(wanted);
   } catch (error) {
     say(page.trouble, SENTENCES[error.name] ?? `Camera and microphone could not be opened: ${error.message}`, error.name);
-    page.again.hidden = ["insecure", "unsupported"].includes(error.name);
+    page.again.hidden = ["insecure", "unsupported", "nothing"].includes(error.name);
     page.soundOnly.hidden = page.again.hidden || page.camera.value === "none";
     return;
   }
@@ -156,9 +161,10 @@ function tell() {
   if (uploader.refused) [kind, words] = ["warn", `${words}. Nothing more is sent.`];
   else if (waitingSince) {
     kind = "warn";
-    words = waitingSince.problem.status === 401
-      ? `${words}. You are signed out: sign in again in another tab, and it goes on by itself.`
-      : `${words}, will be sent when the server is back.${state === "stopping" ? " Keep this page open." : ""}`;
+    const { status, message } = waitingSince.problem;
+    if (status === 401) words = `${words}. You are signed out: sign in again in another tab, as ${userId}, and it goes on by itself.`;
+    else if (status) words = `${words}. ${message} Nothing is lost while this page stays open.`;
+    else words = `${words}, will be sent when the server is back.${state === "stopping" ? " Keep this page open." : ""}`;
   } else if (state === "stopping") words = uploader.unsent.length ? `Keep this page open: ${span(Math.max(1, here))} to send. ${kept}.` : `All ${span(elapsed())} is safe on the server`;
   page.safe.firstElementChild.dataset.s = kind === "warn" ? "wait" : safe >= 1 ? "safe" : "here";
   const text = page.safe.lastElementChild;
@@ -196,6 +202,7 @@ function rescue() {
 const REFUSALS = {
   segment_differs: "The server already has another piece with this number. What is only here was not sent: save it below, then record anew.",
   recording_completed: "This recording was closed elsewhere, so the server takes no more of it. What is only here can be saved below.",
+  not_found: "This recording was deleted: nothing more of it is taken. What is only here can be saved below; the rest can be brought back from the recording's page.",
 };
 
 // ---- the button ----
@@ -234,6 +241,22 @@ async function start() {
   recorder.start();
   show("recording");
   draw();
+  look(where);
+}
+
+/** Whether somebody else ended it. The list of the meeting is asked: it costs the server the same however long the recording is, and lacks what is deleted. */
+async function look({ meetingId, recordingId }) {
+  for (;;) {
+    await sleep(LOOK_EVERY_MS);
+    if (state !== "recording") return;
+    const answer = await call("GET", `/api/v1/recordings?room_id=${meetingId}`, { timeoutMs: 10_000 }).catch(() => null); // away or signed out: sending says so
+    if (!answer || state !== "recording") continue;
+    const status = answer.recordings.find((one) => one.id === recordingId)?.status ?? "deleted";
+    if (["pending", "recording", "paused"].includes(status)) continue;
+    if (status === "deleted") say(page.trouble, REFUSALS.not_found, "not_found");
+    else say(page.trouble, "Stopped by somebody else. What was recorded until now is sent.", status);
+    return stop();
+  }
 }
 
 async function measure() {
@@ -241,14 +264,15 @@ async function measure() {
     try {
       uploader.offsetUs = await clockOffsetUs(tries);
     } catch { /* the server is away: the last measure holds */ }
-    await new Promise((done) => setTimeout(done, CLOCK_EVERY_MS));
+    await sleep(CLOCK_EVERY_MS);
   }
 }
 
-function stop() {
+async function stop() {
   if (state !== "recording") return;
-  stoppedAt = now();
+  stoppedAt = Math.max(now(), recorder.startedAt + SHORTEST_MS);
   show("stopping");
+  await sleep(stoppedAt - now());
   recorder.stop();
 }
 
@@ -259,7 +283,10 @@ async function finish(where, error) {
   const patient = { waiting: (problem) => { waitingSince = { problem, at: now() }; tell(); } };
   try {
     await uploader.drained();
-    if (!uploader.lastIndex) throw new Error("Nothing was recorded: neither camera nor microphone gave anything.");
+    if (!uploader.lastIndex) {
+      await insist(() => call("DELETE", `/api/v1/recordings/${where.recordingId}`), patient);
+      throw new Error("Nothing was recorded: neither camera nor microphone gave anything.");
+    }
     await insist(() => call("POST", `/api/v1/recordings/${where.recordingId}/stop`), patient);
     const whole = { meetingId: where.meetingId, recordingId: where.recordingId, lastSegmentIndex: uploader.lastIndex };
     await insist(() => call("POST", "/api/v1/meetings/complete-recording", { json: whole }), patient);

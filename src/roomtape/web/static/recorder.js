@@ -141,6 +141,7 @@ export class PieceRecorder {
   }
 
   stop() {
+    if (this.#stopping) return;
     this.#stopping = true;
     this.#ticker.end();
     for (const piece of this.#running) this.#finish(piece);
