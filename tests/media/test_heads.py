@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio_ffmpeg
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import Kind
 from roomtape.core.rope import Lazy, Literal, Rope, Span, Woven, woven
-from roomtape.media import boxes, clusters, cmaf, codecs, mp4head, playlist
+from roomtape.media import boxes, clusters, cmaf, codecs, mp4head, playlist, probe
 from roomtape.media.placed import PLACED, PLACED_PATCH, Chunks, Lane, Placement
 from roomtape.media.sample import Container, Stream
 from roomtape.media.silence import silence
@@ -304,6 +305,34 @@ def test_a_fragments_bytes_stand_in_the_order_of_time_silence_where_it_is_heard(
                 if packet.dts is not None and packet.pos is not None:
                     places.setdefault(packet.stream.type, []).append((packet.dts, packet.pos))
         assert all(each == sorted(each, key=lambda row: row[1]) for each in places.values())
+
+
+class Forward(io.RawIOBase):
+    """A file that can only be read on, as a pipe can."""
+
+    def __init__(self, body: bytes) -> None:
+        self.rest = io.BytesIO(body)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        return self.rest.readinto(memoryview(into)[:65_536])
+
+
+def test_a_file_with_a_hole_inside_an_object_is_read_without_a_jump() -> None:
+    cut = cut_file("A-vp9")
+    chunks = cut.placement.chunks
+    body = b"".join(cut.objects[key] for key in chunks.keys)
+    tape = Tape(replace(cut.placement, chunks=Chunks(("whole",), np.array([0, len(body)], np.int64))), {"whole": body})
+    picture, sound = tape.placement.lanes
+    rows = sound.rows.copy()
+    hole = (rows["time_us"] >= 18_000_000) & (rows["time_us"] < 20_000_000)
+    packet = silence(sound.setups[0], 20_000)[0][0]
+    rows["literal"][hole], rows["size"][hole] = 0, len(packet)
+    whole = mp4head.progressive(replace(tape.placement, lanes=(picture, replace(sound, blocks=(rows,), literals=(packet,)))))
+    seen = probe.verify({"file": "-"}, io.BufferedReader(Forward(tape.bytes_of(whole))))
+    assert {one["kind"]: one["packets"] for one in seen["streams"]} == {"video": len(picture.rows), "audio": len(rows)}
 
 
 def _literals(tape: Tape, start: int, stop: int) -> int:

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from roomtape.core.lifecycle import Status
 
-HEADS = "2"  # raised when the generated heads change: what was measured of the old ones is measured again
+HEADS = "3"  # raised when the generated heads change: what was measured of the old ones is measured again
 
 
 class Step(StrEnum):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roomtape.core.model import Kind
-from roomtape.core.rope import Lazy, Literal, Part, Rope, Span
+from roomtape.core.rope import Lazy, Literal, Part, Rope
 from roomtape.media.boxes import MOVIE_SCALE, box, full, movie_header, runs, table, timescale, track, wrap
 from roomtape.media.placed import Chunks, Lane, Placement
 
@@ -77,26 +77,28 @@ class _Payload:
 
 
 def _lay_out(lanes: list[_Columns], chunks: Chunks) -> _Payload:
-    """Stored objects in order; a lane's literals stand before the object of the sample that follows them, so that a player reads forward only.
+    """Stored objects in order; a lane's literals stand before the object of the sample that follows them, or in a hole inside an object before that sample
+    itself, so that who cannot jump reads it too.
 
-    Equal literals of one lane before one object are there once: an hour of silence is three bytes.
+    Equal literals of one lane in one place are there once: an hour of silence is three bytes.
     """
-    objects = len(chunks.keys)
+    starts = np.union1d(chunks.starts, np.concatenate([_cuts(lane, chunks.starts) for lane in lanes])) if lanes else chunks.starts
+    objects = len(starts) - 1
     used, joined = np.zeros(objects + 1, bool), np.zeros(objects + 1, bool)
     firsts = []
     for lane in lanes:
-        first, over = _objects_of(lane, chunks.starts)
+        first, over = _objects_of(lane, starts)
         used[first] = True
         for start, stop in zip(first[over].tolist(), (lane.at[over] + lane.size[over]).tolist(), strict=True):
-            last = int(np.searchsorted(chunks.starts, stop)) - 1
+            last = int(np.searchsorted(starts, stop)) - 1
             used[start : last + 1] = joined[start + 1 : last + 1] = True
         firsts.append(first)
     home = np.maximum.accumulate(np.where(joined, 0, np.arange(objects + 1)))
     groups = [_literal_groups(lane, first, home) for lane, first in zip(lanes, firsts, strict=True)]
     before = sum((np.bincount(group.home, group.size, objects + 1).astype(np.int64) for group in groups), np.zeros(objects + 1, np.int64))
-    kept = np.append(np.where(used[:-1], np.diff(chunks.starts), 0), 0)
+    kept = np.append(np.where(used[:-1], np.diff(starts), 0), 0)
     place = np.cumsum(before + kept) - (before + kept)
-    shift = place + before - np.append(chunks.starts[:-1], 0)
+    shift = place + before - np.append(starts[:-1], 0)
     bodies: dict[int, list[bytes]] = {}
     offsets = []
     for lane, first, group in zip(lanes, firsts, groups, strict=True):
@@ -112,8 +114,18 @@ def _lay_out(lanes: list[_Columns], chunks: Chunks) -> _Payload:
     for number in range(objects + 1):
         parts += map(Literal, bodies.get(number, ()))
         if number < objects and used[number]:
-            parts += _object(chunks, number)
+            parts += _object(chunks, int(starts[number]), int(starts[number + 1]))
     return _Payload(parts, int((before + kept).sum()), offsets)
+
+
+def _cuts(lane: _Columns, starts: Ints) -> Ints:
+    """Where a hole inside an object ends: the samples of the lane before and behind the generated ones lie in the same object."""
+    breaks = np.diff(lane.generated) != 1
+    before, after = lane.generated[np.append(True, breaks)[: len(lane.generated)]] - 1, lane.generated[np.append(breaks, True)[: len(lane.generated)]] + 1
+    between = (before >= 0) & (after < len(lane.at))
+    a, b = lane.at[before[between]], lane.at[after[between]]
+    inside: Ints = b[(a < b) & (np.searchsorted(starts, a, side="right") == np.searchsorted(starts, b, side="right"))]
+    return inside
 
 
 def _objects_of(lane: _Columns, starts: Ints) -> tuple[Ints, Ints]:
@@ -133,11 +145,10 @@ def _objects_of(lane: _Columns, starts: Ints) -> tuple[Ints, Ints]:
     return first, np.flatnonzero(over)
 
 
-def _object(chunks: Chunks, number: int) -> list[Part]:
-    start, stop = int(chunks.starts[number]), int(chunks.starts[number + 1])
+def _object(chunks: Chunks, start: int, stop: int) -> list[Part]:
     if len(chunks.patches):  # one literal a frame: only made for the bytes that are asked for
         return [Lazy(stop - start, lambda: chunks.pieces(start, stop))]
-    return [Span(chunks.keys[number], 0, stop - start)]
+    return list(chunks.pieces(start, stop))
 
 
 @dataclass(frozen=True, slots=True)
