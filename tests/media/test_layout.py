@@ -129,13 +129,31 @@ def test_a_restart_that_loses_a_frame_leaves_no_hole_in_the_picture() -> None:
 
 
 def test_windows_of_a_new_setup_start_at_its_first_key_frame() -> None:
-    other = replace(VIDEO, codec="h264", setup=b"avcC")
+    other = replace(VIDEO, setup=b"another")
     segments = restarts(2)
     changed = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(other, OPUS)), 8 * S)
     layout = lay_out(FACTS, [*segments, changed])
     assert next(window.start_us for window in layout.windows if window.setup == 1) == 8 * S
-    assert [one[0].codec for one in layout.maps if one[0]] == ["vp8", "h264"]
+    assert [one[0].setup for one in layout.maps if one[0]] == [VIDEO.setup, b"another"]
     assert picture(layout)["setup"].tolist() == [0] * 240 + [1] * 120
+
+
+@pytest.mark.parametrize("odd", [1, 3, 5])
+def test_a_segment_of_a_codec_that_nobody_plays_costs_only_itself(odd: int) -> None:
+    segments = [whole(number, (number - 1) * 4 * S) for number in range(1, 6)]
+    streams = (replace(VIDEO, codec="A_VIDEO7"), replace(OPUS, codec="A_OPUT"))
+    segments[odd - 1] = taken(odd, index_of(frames_of(0, 120), packets_of(0, 66), streams=streams), (odd - 1) * 4 * S)
+    layout = lay_out(FACTS, segments)
+    assert [(gap.segment_index, gap.reason) for gap in layout.gaps] == [(odd, "other_codec")]
+    assert len(real(picture(layout))) == 480
+    assert {one.codec for pair in layout.maps for one in pair if one} == {"vp8", "opus"}
+
+
+def test_a_recorder_that_changes_its_codec_is_left_out_from_there_and_told() -> None:
+    changed = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, codec="vp9"), replace(OPUS, codec="aac"))), 8 * S)
+    layout = lay_out(FACTS, [*restarts(2), changed])
+    assert [(gap.segment_index, gap.reason) for gap in layout.gaps] == [(3, "other_codec")]
+    assert {one.codec for pair in layout.maps for one in pair if one} == {"vp8", "opus"}
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------------------------------------------

@@ -41,9 +41,13 @@ def spans(standing: Standing) -> list[tuple[int, int, int]]:
 def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
     """The gaps of segments that never came, or cannot be played, each with its index."""
     track = standing.track
-    there = {segment.index for segment, index in track.segments if len(index.samples) or not index.warning}
+    blank = {
+        segment.index for (segment, index), file in zip(track.segments, track.file_of.tolist(), strict=True) if index.streams and not any(track.streams[file])
+    }
+    there = {segment.index for segment, index in track.segments if len(index.samples) or not index.warning} - blank
     first_head = -1 if track.before else track.segments[0][0].index if track.segments else _FAR
     reasons = {one.index: "header_missing" if one.index < first_head else "not_indexed" for one in ordered if one.index not in there}
+    reasons |= dict.fromkeys(blank, "other_codec")
     last = max([facts.last_index or 0, *(one.index for one in ordered)])
     there_us = spans(standing)
     if track.before:

@@ -20,6 +20,7 @@ SANE_US = 1 << 50  # timestamps are the client's: sums of them must not overflow
 _SOME_US = 20_000  # the length of a packet or frame that nothing tells
 _NEAR = 15  # frame distances that tell how long a file's last frame lasts
 _KINDS = (Kind.VIDEO, Kind.AUDIO)
+_PLAYED = frozenset({"vp8", "vp9", "av1", "h264", "opus", "aac"})
 
 
 @dataclass(slots=True)
@@ -104,22 +105,33 @@ def gather(taken: Sequence[Taken], before: Before | None = None) -> Track:
     starts += before.chunks.size if before else 0
     file_of = np.zeros(len(segments), np.int64)
     file_of[heads[1:]] = 1
-    streams = _streams(segments, [*heads, len(segments)])
+    held = before.setups if before else ((), ())
+    streams = _streams(segments, [*heads, len(segments)], held)
     begun = tuple(segments[head][0] for head in heads)
     if opened:
         streams, begun = (opened.streams, *streams[1:]), (opened.head, *begun[1:])
-    setups, setup_of = _setups(streams, before.setups if before else ((), ()))
+    setups, setup_of = _setups(streams, held)
     segment_of = np.repeat(np.arange(len(segments)), counts)
     return Track(tuple(segments), np.cumsum(file_of), tuple(heads), begun, samples, segment_of, starts, streams, setups, setup_of, before)
 
 
-def _streams(segments: Sequence[tuple[Taken, Index]], edges: Sequence[int]) -> tuple[tuple[Stream | None, Stream | None], ...]:
-    """The first playable picture and sound of each file; a head shorter than its header leaves them to a later cut."""
+def _streams(
+    segments: Sequence[tuple[Taken, Index]], edges: Sequence[int], held: tuple[Sequence[Stream], Sequence[Stream]],
+) -> tuple[tuple[Stream | None, Stream | None], ...]:  # fmt: skip
+    """The first playable picture and sound of each file; a head shorter than its header leaves them to a later cut.
+
+    A file's picture or sound has the codec that the track began with, or is left out: no player changes decoders in the middle of a track.
+    """
     found: list[tuple[Stream | None, Stream | None]] = []
+    codecs = [next((one.codec for one in some), None) for some in held]
     for first, stop in pairwise(edges):
         streams = next((index.streams for _, index in segments[first:stop] if index.streams), ())
-        picture, sound = (next((one for one in streams if one.kind is kind and not one.codec.endswith("+encoded")), None) for kind in _KINDS)
-        found.append((picture, sound))
+        pair: list[Stream | None] = []
+        for number, kind in enumerate(_KINDS):
+            stream = next((one for one in streams if one.kind is kind and one.codec in _PLAYED and codecs[number] in {None, one.codec}), None)
+            codecs[number] = stream.codec if stream else codecs[number]
+            pair.append(stream)
+        found.append((pair[0], pair[1]))
     return tuple(found)
 
 
