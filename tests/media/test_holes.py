@@ -120,6 +120,22 @@ def test_what_is_no_media_stays_downloadable_and_plays_nothing(junk: bytes, part
     assert take.get(f"/api/v1/recordings/{take.id}/segments/4").content == junk
 
 
+def test_a_segment_of_an_unknown_codec_costs_only_itself_and_a_recording_of_none_else_ends_with_a_sentence(studio: Studio, folder: Path) -> None:
+    cuts = recorded("B-vp9")
+    odd = Part(cuts[2].body.replace(b"A_OPUS", b"A_OPUT").replace(b"V_VP9", b"V_VP7"), cuts[2].start_ms)
+    assert odd.body != cuts[2].body
+    take = studio.record([*cuts[:2], odd, *cuts[3:]])
+    assert (take.view()["status"], [(gap["segment_index"], gap["reason"]) for gap in take.gaps()]) == ("completed", [(3, "other_codec")])
+    with av.open(str(take.download(folder))) as media:
+        assert len([packet for packet in media.demux(video=0) if packet.size]) >= 590
+    alone = studio.start()
+    alone.upload(1, odd)
+    alone.finish(last=1)
+    view = alone.view()
+    assert (view["status"], view["error"]["code"]) == ("failed", "unreadable")
+    assert alone.get(f"/api/v1/recordings/{alone.id}/segments/1").content == odd.body
+
+
 def test_a_recorder_whose_header_is_lost_plays_nothing_and_says_so(studio: Studio) -> None:
     take = studio.start()
     for number, one in enumerate(recorded("A-vp9")[1:4]):
