@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from roomtape.testing import known
 
@@ -106,6 +106,18 @@ def signed_in(browser: Browser, roomtape: Roomtape) -> Iterator[BrowserContext]:
         context.storage_state(path=roomtape.session)
     yield context
     context.close()
+
+
+@pytest.fixture
+def page(signed_in: BrowserContext) -> Iterator[Page]:
+    """A page whose scripts raise nothing and do only what its policy allows."""
+    page = signed_in.new_page()
+    trouble: list[str] = []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("console", lambda said: trouble.append(said.text) if "Content Security Policy" in said.text else None)
+    yield page
+    page.close()
+    assert trouble == []
 
 
 @pytest.fixture(scope="session")

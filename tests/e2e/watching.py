@@ -1,11 +1,13 @@
 """What a browser really shows and sounds: numbers read from each presented picture, beeps from what the element plays."""
 
 import base64
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from playwright.sync_api import APIResponse, BrowserContext, Page, expect
@@ -78,6 +80,25 @@ class Roomtape:
     @property
     def address(self) -> str:
         return self.login.split("/login")[0]
+
+    @property
+    def data(self) -> Path:
+        return self.session.parent / "data"
+
+
+def fresh_link(roomtape: Roomtape) -> str:
+    """Another one-time link, as people get it."""
+    said = subprocess.run([sys.executable, "-m", "roomtape", "login", "--data", str(roomtape.data)], check=True, capture_output=True, text=True, timeout=60)
+    return said.stdout.strip()
+
+
+def post(page: Page, path: str, **json: object) -> dict[str, Any]:
+    """A POST of the person who is signed in on this page."""
+    csrf = page.locator('meta[name="csrf-token"]').get_attribute("content")
+    came = page.context.request.post(f"/api/v1/{path}", data=json, headers={"X-CSRF-Token": csrf or ""})
+    assert came.ok, f"{path}: {came.status} {came.text()[:400]}"
+    told: dict[str, Any] = came.json()
+    return told
 
 
 def record(page: Page, title: str) -> None:

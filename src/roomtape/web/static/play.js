@@ -227,4 +227,4 @@ people();
 show();
 const again = calmly(400, refreshed);
 if (signedIn) follow((event) => (event === null || event.data?.recording_id === id) && again(), ["segment.committed"]);
-else setInterval(again, STRANGER_MS);
+else setInterval(() => !["completed", "failed"].includes(status()) && again(), STRANGER_MS);

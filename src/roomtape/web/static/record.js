@@ -161,8 +161,8 @@ function tell() {
   if (uploader.refused) [kind, words] = ["warn", `${words}. Nothing more is sent.`];
   else if (waitingSince) {
     kind = "warn";
-    const { status, message } = waitingSince.problem;
-    if (status === 401) words = `${words}. You are signed out: sign in again in another tab, as ${userId}, and it goes on by itself.`;
+    const { status, code, message } = waitingSince.problem;
+    if (status === 401 || code === "csrf") words = `${words}. You are signed out: sign in again in another tab, as ${userId}, and it goes on by itself.`;
     else if (status) words = `${words}. ${message} Nothing is lost while this page stays open.`;
     else words = `${words}, will be sent when the server is back.${state === "stopping" ? " Keep this page open." : ""}`;
   } else if (state === "stopping") words = uploader.unsent.length ? `Keep this page open: ${span(Math.max(1, here))} to send. ${kept}.` : `All ${span(elapsed())} is safe on the server`;
@@ -239,6 +239,7 @@ async function start() {
   });
   measure();
   recorder.start();
+  if (state !== "starting") return; // no device gave anything: it has ended
   show("recording");
   draw();
   look(where);
@@ -277,14 +278,14 @@ async function stop() {
 }
 
 async function finish(where, error) {
-  if (state === "recording") { stoppedAt = now(); show("stopping"); } // it ended by itself
+  if (["starting", "recording"].includes(state)) { stoppedAt = now(); show("stopping"); } // it ended by itself
   if (error) say(page.trouble, `The browser stopped recording: ${error.message}`, error.name);
   draw();
   const patient = { waiting: (problem) => { waitingSince = { problem, at: now() }; tell(); } };
   try {
     await uploader.drained();
     if (!uploader.lastIndex) {
-      await insist(() => call("DELETE", `/api/v1/recordings/${where.recordingId}`), patient);
+      await insist(() => call("POST", `/api/v1/meetings/${where.meetingId}/recording/discard`), patient);
       throw new Error("Nothing was recorded: neither camera nor microphone gave anything.");
     }
     await insist(() => call("POST", `/api/v1/recordings/${where.recordingId}/stop`), patient);

@@ -135,7 +135,8 @@ export class PieceRecorder {
   }
 
   start() {
-    this.#begin();
+    this.#t0 = now();
+    if (!this.#begin()) return;
     this.#t0 = this.#current.startedAt;
     this.#schedule();
   }
