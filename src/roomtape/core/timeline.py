@@ -15,7 +15,7 @@ OPENING, CLOSING = 8, 32  # pictures of a file that bear witness at its joins
 LATE_US = 45_000  # a busy machine states a start so far beside the truth; pictures that both recorders saw put it right
 SAME_US = 3_000  # two recorders give a picture the camera's own time, in whole milliseconds
 _WITNESSES = 3
-SETTLE_PACKETS = 3  # an encoder has settled after three packets (seen: the level dips 5.9 dB at the first one, 2 dB at most after three)
+SETTLE_US = 180_000  # an encoder has settled after so long (seen: the level dips 5.9 dB at its first packet, 2 dB at most after three of 60 ms)
 MAX_OVERLAP_US = 2_000_000  # more is a clock that was set back, not an overlap; the live edge stays so far behind the newest file's end
 MAX_SPAN_US = 26 * 3_600_000_000  # a track longer than this is a clock that was set forward: silence over years would fill the memory
 QUIET_HOLE_US = 200_000  # shorter holes are stretched over without a word
@@ -211,7 +211,8 @@ def cut_sound(overlap_us: int, packet_us: int) -> tuple[int, int]:
     """
     if packet_us <= 0 or overlap_us <= 0:
         return 0, 0
-    skip = min(SETTLE_PACKETS, (overlap_us + TOUCH_US) // packet_us) * packet_us
+    settled = -(-SETTLE_US // packet_us) * packet_us
+    skip = settled if overlap_us + TOUCH_US >= settled else 0  # a part of it is worse than none: what follows leans on what is left out
     hole = -(overlap_us - skip) % packet_us
     if min(hole, packet_us - hole) <= _EVEN_US:
         return skip, 0
