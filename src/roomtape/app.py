@@ -37,6 +37,7 @@ from roomtape.storage.local import LocalStore
 from roomtape.supervisor import listen
 from roomtape.tapes.layouts import Layouts
 from roomtape.tapes.whole import Ropes
+from roomtape.web.operations import Disk
 from roomtape.web.protocol import RopeProtocol
 from roomtape.web.services import Services
 from roomtape.web.site import site
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 Ready = Callable[[str | None], None]  # called once, when a part does its work; with its URL, if it has one
 _PORT_FILE = "port"
 _GRACE_S = 5
+_ENDLESS = "/api/v1/events"
 _STORE_WAIT_S = 60
 
 
@@ -132,6 +134,24 @@ async def _bench(settings: Settings) -> AsyncIterator[Bench]:
         yield Bench(database, store, layouts, Ropes(), runner, queue, _work_folder(settings), store.host())
 
 
+class _Server(uvicorn.Server):
+    """Ends quietly: streams of events, which have no end, at once; who is still there after the grace, as if he had gone."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, RopeProtocol) and connection.cycle is not None and connection.cycle.scope["path"] == _ENDLESS:
+                connection.transport.close()
+        cut = asyncio.get_running_loop().call_later(_GRACE_S, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
 def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
     """The API and the pages, until SIGTERM; `ready` is called with their URL when they answer."""
     sock = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
@@ -145,7 +165,7 @@ def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=2 * _GRACE_S,  # _Server ends connections before
         limit_concurrency=4000,
         lifespan="on",
     )
@@ -153,7 +173,7 @@ def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)  # uvicorn sets its own, and when it is done raises again what it caught, which would end us with -15 instead of 0
     try:
-        uvicorn.Server(config).run(sockets=[sock])
+        _Server(config).run(sockets=[sock])
     except SystemExit as ended:  # its code for a start that failed is 3, which is ours for a refusal
         raise SystemExit(1) from ended
 
@@ -173,6 +193,7 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
     listener = Listener(database.conninfo)
     services = Services(settings, database, store, segments, layouts, judge, queue, listener, Ropes())
     app = site(services)
+    app.state.disk = _disk(store, settings)
     bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, store.host())
     register(bench)
 
@@ -195,6 +216,16 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
     return app
 
 
+def _disk(store: SpooledStore, settings: Settings) -> Disk:
+    """The disk that takes uploads; what is wrong with it now is said, and does not keep us from serving what is there."""
+    taking = store.spool or store.primary
+    assert isinstance(taking, LocalStore)
+    disk = Disk(store, taking.folder.root, settings.reserve_bytes)
+    if wrong := disk.trouble():
+        log.warning("storage.refuses", folder=str(disk.folder), code=wrong.code, why=wrong.message, **wrong.facts)
+    return disk
+
+
 async def _level(runner: Runner) -> dict[str, Any] | None:
     """How decoders are locked in here, for /healthz; None: not at all, and media is refused."""
     try:
@@ -207,23 +238,34 @@ async def work(settings: Settings, ready: Ready) -> None:
     """A worker, until SIGTERM."""
     async with _bench(settings) as bench:
         register(bench)
-        await _until_told(work_on(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s), ready)
+        await _until_told(_working(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s, ready))
+
+
+async def _working(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Ready) -> None:
+    async with jobs.opened(bench.queue):
+        ready(None)
+        await work_on(bench, janitor, heartbeat_s)
 
 
 async def record(settings: Settings, ready: Ready) -> None:
     """The recorder, until SIGTERM."""
     async with _bench(settings) as bench:
         watch = Watch(bench.database, bench.store, bench.layouts, bench.runner, bench.work)
-        await _until_told(watch.run(), ready)
+        await _until_told(_watching(watch, ready))
 
 
-async def _until_told(work_of: Awaitable[None], ready: Ready) -> None:
+async def _watching(watch: Watch, ready: Ready) -> None:
+    await watch.database.ping()
+    ready(None)
+    await watch.run()
+
+
+async def _until_told(work_of: Awaitable[None]) -> None:
     """Runs it until it ends, or SIGTERM or SIGINT come: then it is cancelled and cleans up."""
     task = asyncio.ensure_future(work_of)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, task.cancel)
-    ready(None)
     try:
         await task
     except asyncio.CancelledError:

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from pydantic import SecretStr
 
@@ -16,7 +17,10 @@ from roomtape import logs, supervisor
 from roomtape.core.errors import Refused, RoomtapeError
 from roomtape.db import schema
 from roomtape.db.embedded import EmbeddedPostgres, running_url
-from roomtape.settings import Settings, load
+from roomtape.db.reach import reach
+from roomtape.settings import Settings, load, unknown
+
+log = structlog.get_logger()
 
 FAILED, REFUSED = 1, 3
 
@@ -34,9 +38,7 @@ Fd = Annotated[int | None, typer.Option(hidden=True)]
 @cli.command()
 def up(host: Host = None, port: Port = None, data: Data = None, *, as_json: Json = False) -> None:
     """All in one: database, API, pages, recorder and worker; ends with a one-time login link."""
-    settings = load(host=host, port=port, data=data)
-    settings = settings.model_copy(update={"data": settings.data.expanduser().absolute()})
-    supervisor.prepare(settings.data)
+    settings = _prepared(host=host, port=port, data=data)
     if settings.storage_url is not None:
         asyncio.run(parts.check_storage(settings))
     sock = supervisor.listen(settings.host, settings.port)
@@ -68,12 +70,14 @@ def _environment(settings: Settings, database: EmbeddedPostgres | None) -> dict[
         said["ROOMTAPE_DATABASE_URL"] = database.url()
     if settings.storage_url is None:
         said["ROOMTAPE_STORAGE_URL"] = (settings.data / "store").as_uri()
-    return {**os.environ, **said}
+    typos = unknown(os.environ)  # `up` has said it
+    return {**{name: value for name, value in os.environ.items() if name not in typos}, **said}
 
 
 def _beside(settings: Settings) -> Settings:
     """Settings for commands that run beside a running `up` with the same data folder."""
     if settings.database_url is not None:
+        _url(settings)
         return settings
     return _on(settings, running_url(settings.data.expanduser().absolute() / "database"))
 
@@ -85,9 +89,12 @@ def _on(settings: Settings, url: str | None) -> Settings:
 
 
 def _url(settings: Settings) -> str:
+    """The URL of a database that answers."""
     if settings.database_url is None:
         raise Refused("ROOMTAPE_DATABASE_URL is missing: name a PostgreSQL (15 or newer), or use `roomtape up`, which brings its own.", code="no_database")
-    return settings.database_url.get_secret_value()
+    url = settings.database_url.get_secret_value()
+    reach(url)
+    return url
 
 
 def _link(settings: Settings, port: int, token: str) -> str:
@@ -99,35 +106,42 @@ def _link(settings: Settings, port: int, token: str) -> str:
 def serve(host: Host = None, port: Port = None, data: Data = None, fd: Fd = None, *, as_json: Json = False) -> None:
     """The API and the pages, on ROOMTAPE_DATABASE_URL and ROOMTAPE_STORAGE_URL."""
     settings = _part(host=host, port=port, data=data)
-    parts.serve(settings, fd, _ready(as_json=as_json))
+    parts.serve(settings, fd, _ready("Roomtape serves at {url}", as_json=as_json))
 
 
 @cli.command()
 def work(data: Data = None, *, as_json: Json = False) -> None:
     """A worker: makes what is missing of recordings. Run as many as you like."""
-    asyncio.run(parts.work(_part(data=data), _ready(as_json=as_json)))
+    asyncio.run(parts.work(_part(data=data), _ready("Roomtape works", as_json=as_json)))
 
 
 @cli.command()
 def record(data: Data = None, *, as_json: Json = False) -> None:
     """The recorder: holds live captures and judges the health of what is being recorded."""
-    asyncio.run(parts.record(_part(data=data), _ready(as_json=as_json)))
+    asyncio.run(parts.record(_part(data=data), _ready("Roomtape records", as_json=as_json)))
 
 
-def _ready(*, as_json: bool) -> parts.Ready:
-    """Says that a part does its work, to who reads documents; the log says it to everyone else."""
+def _ready(sentence: str, *, as_json: bool) -> parts.Ready:
+    """Says that a part does its work."""
 
     def say(url: str | None) -> None:
-        if as_json:
-            _say({"ready": True} | ({"url": url} if url else {}), "", as_json=True)
+        _say({"ready": True} | ({"url": url} if url else {}), sentence.format(url=url), as_json=as_json)
 
     return say
 
 
-def _part(**said: Any) -> Settings:
+def _prepared(**said: Any) -> Settings:
+    """The settings of what runs for long, with its data folder made."""
     settings = load(**said)
     settings = settings.model_copy(update={"data": settings.data.expanduser().absolute()})
     supervisor.prepare(settings.data)
+    for name, why in unknown(os.environ).items():
+        log.warning("setting.unknown", name=name, why=why)
+    return settings
+
+
+def _part(**said: Any) -> Settings:
+    settings = _prepared(**said)
     if settings.storage_url is None:
         raise Refused("ROOMTAPE_STORAGE_URL is missing: file:///folder or s3://bucket/prefix?endpoint=…", code="no_storage")
     schema.migrate(_url(settings))

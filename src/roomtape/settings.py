@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +15,11 @@ from roomtape.core.model import Source
 
 _WEAK = frozenset({"secret", "changeme", "change-me", "password", "devkey", "roomtape", "please-change-me"})
 _KEY_FLOOR = 32  # bytes: what HS256 needs (RFC 7518, 3.2)
+
+
+_ELSEWHERE = frozenset(  # read by tests and benchmarks, or by the capture of other sources
+    {"BENCH_FFMPEG", "CHROMIUM", "REQUIRE_SERVERS", "RTP_IP", "RTP_PORTS", "SEED", "VERSITYGW"}
+)
 
 
 class Settings(BaseSettings):
@@ -81,6 +88,18 @@ def load(**overrides: object) -> Settings:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as wrong:
         raise Refused(" ".join(_sentence(error) for error in wrong.errors()), code="bad_settings") from None  # the chain would print the value
+
+
+def unknown(names: Iterable[str]) -> dict[str, str]:
+    """Which of these variables look like settings and are none, each with a sentence."""
+    known = {f"ROOMTAPE_{name.upper()}" for name, field in Settings.model_fields.items() if field.validation_alias is None}
+    known |= {f"ROOMTAPE_{name}" for name in _ELSEWHERE}
+    found = {}
+    for name in sorted(names):
+        if name.upper().startswith("ROOMTAPE_") and name.upper() not in known:
+            near = get_close_matches(name.upper(), known, 1)
+            found[name] = f"{name} is no setting and does nothing{f': did you mean {near[0]}?' if near else '.'}"
+    return found
 
 
 def _sentence(error: object) -> str:

@@ -29,7 +29,11 @@ _GRACE_S = 25.0
 _READY_S = 90.0
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _QUIET_S = 30.0  # a part that ran so long has earned a fast restart again
+_TODO = {errno.EROFS: "Make it writable or name", errno.ENOSPC: "Make room or name", errno.EDQUOT: "Make room or name"}
 _REFUSED = 3  # a part that refuses its configuration will not start better the second time
+
+
+_ADDRESSES = "Name one in ROOMTAPE_HOST or with --host: 127.0.0.1 for this machine alone, 0.0.0.0 for every network it is in."
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,7 +45,11 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except PermissionError as wrong:
         raise Refused(f"Port {port} needs root. Choose one above 1023 with --port.", code="port_refused") from wrong
+    except (socket.gaierror, UnicodeError) as wrong:
+        raise Refused(f"{host!r} is no address. {_ADDRESSES}", code="host_refused") from wrong
     except OSError as wrong:
+        if wrong.errno == errno.EADDRNOTAVAIL:
+            raise Refused(f"{host} is no address of this machine. {_ADDRESSES}", code="host_refused") from wrong
         raise Refused(
             f"{host}:{port} cannot be listened on ({wrong.strerror}). Stop what uses it, or choose another with --port (0 takes any free one).",
             code="port_taken",
@@ -94,7 +102,7 @@ class Supervisor:
             env=dict(self.environment),
             pass_fds=[self.sock.fileno()] if name == "serve" else [],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=subprocess.DEVNULL,  # what a part says there is for who runs it alone
             preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509  (one thread here)
         )
 
@@ -191,5 +199,5 @@ def prepare(data: Path) -> None:
     except PermissionError as wrong:
         raise Refused(f"{data} cannot be written by this user. Give it to the user, or name another folder with --data.", code="data_folder") from wrong
     except OSError as wrong:
-        todo = "Make it writable" if wrong.errno == errno.EROFS else "Make room"
-        raise Refused(f"{data} cannot be used: {wrong.strerror}. {todo} or name another folder with --data.", code="data_folder") from wrong
+        todo = _TODO.get(wrong.errno or 0, "Name")
+        raise Refused(f"{data} cannot be used: {wrong.strerror}. {todo} another folder with --data.", code="data_folder") from wrong

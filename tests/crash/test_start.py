@@ -88,6 +88,7 @@ def test_it_ends_whole_although_guests_are_connected(folder: Path, chromium: Pat
         assert house.running.wait(60) == 0
         assert [pid for pid in family if alive(pid)] == []
     assert not house.running.events("request.crashed")
+    assert not house.running.said("Traceback|CancelledError|graceful")
 
 
 def test_what_was_recorded_is_there_after_up_was_killed_and_after_all_was_killed_at_once(folder: Path, chromium: Path) -> None:
@@ -116,6 +117,17 @@ def test_what_was_recorded_is_there_after_up_was_killed_and_after_all_was_killed
         assert judge_meeting(client, Played(meeting, recording, "completed", what)) == []
 
 
+def test_up_says_once_what_is_odd_and_starts_all_the_same(folder: Path) -> None:
+    with up(folder, env={**FAST, "ROOMTAPE_PROT": "1", "ROOMTAPE_RESERVE_BYTES": str(1 << 60)}) as house:
+        (odd,) = house.running.events("setting.unknown")
+        assert odd["why"] == "ROOMTAPE_PROT is no setting and does nothing: did you mean ROOMTAPE_PORT?"
+        (low,) = house.running.events("storage.refuses")
+        assert low["folder"] == str(house.data / "store")
+        assert f"{low['free_bytes']} bytes free, ROOMTAPE_RESERVE_BYTES keeps {1 << 60}" in low["why"]
+        assert httpx2.get(f"{house.base}/healthz").json()["storage"] == "storage_full"
+        assert house.running.out.read_text().count("\n") == 1
+
+
 def _refused(*arguments: str, env: Mapping[str, str] | None = None) -> str:
     """The one sentence with which a command refuses."""
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, env=environment(env), timeout=60, check=False)
@@ -133,13 +145,17 @@ SETTINGS: list[tuple[dict[str, str], str]] = [
     ({"ROOMTAPE_JWT_KEY": "k" * 40}, "ROOMTAPE_JWT_AUDIENCE is missing"),
     ({"ROOMTAPE_URL": "rec.example.org"}, "ROOMTAPE_URL: it must be an address like https://rec.example.org"),
     ({"ROOMTAPE_FFMPEG": "/nowhere/ffmpeg"}, "ROOMTAPE_FFMPEG: there is no program /nowhere/ffmpeg"),
+    ({"ROOMTAPE_HOST": "256.1.1.1"}, "'256.1.1.1' is no address. Name one in ROOMTAPE_HOST or with --host"),
+    ({"ROOMTAPE_HOST": "192.0.2.1"}, "no address of this machine. Name one in ROOMTAPE_HOST or with --host"),
+    ({"ROOMTAPE_DATABASE_URL": "postgresql://x:secret@127.0.0.1:1/x"}, "ROOMTAPE_DATABASE_URL leads to no database that lets us in"),
+    ({"ROOMTAPE_DATABASE_URL": "nonsense"}, "ROOMTAPE_DATABASE_URL is no address: make it like postgresql://"),
     ({"ROOMTAPE_STORAGE_URL": "ftp://somewhere"}, "it must be file:///folder or s3://bucket/prefix"),
     ({"ROOMTAPE_STORAGE_URL": "s3://bucket?endpoint=http://127.0.0.1:1"}, "allow_http=true"),
     ({"ROOMTAPE_STORAGE_URL": "file:///proc/nothing"}, "/proc/nothing cannot be written"),
 ]
 
 
-@pytest.mark.parametrize(("env", "sentence"), SETTINGS, ids=[sentence[:30] for _, sentence in SETTINGS])
+@pytest.mark.parametrize(("env", "sentence"), SETTINGS, ids=[" ".join(env.values())[:30] for env, _ in SETTINGS])
 def test_a_wrong_setting_is_refused_with_one_sentence(folder: Path, env: dict[str, str], sentence: str) -> None:
     assert sentence in _refused("up", "--port", "0", "--data", str(folder / "data"), env=env)
 
@@ -168,8 +184,8 @@ def test_data_of_another_postgresql_is_refused(folder: Path) -> None:
     (database / "PG_VERSION").write_text("17\n")
     said = _refused("up", "--port", "0", "--data", str(folder / "data"))
     assert "PostgreSQL 17" in said
-    assert "roomtape backup" in said
-    assert "restore" in said
+    assert "start the Roomtape that wrote it" in said
+    assert "pg_dump" in said
 
 
 @pytest.fixture
@@ -196,6 +212,7 @@ def test_a_data_folder_that_cannot_be_used_is_refused(small_disk: Callable[[str]
     (disk / "file").touch()
     assert "is a file" in _refused("up", "--port", "0", "--data", str(disk / "file"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert "No such file or directory. Name another folder with --data." in _refused("up", "--port", "0", "--data", "/proc/nothing")
     assert "Read-only file system. Make it writable or name another folder with --data" in _refused("up", "--port", "0", "--data", str(disk / "data"))
 
 
@@ -216,6 +233,9 @@ def test_wrong_usage_is_2_and_not_running_is_3(folder: Path) -> None:
         assert done.stdout == ""
     assert roomtape("up", "--port", "many").returncode == 2
     assert "roomtape up" in _refused("keys", "list", "--data", data)
+    dead = {"ROOMTAPE_DATABASE_URL": "postgresql://x:secret@127.0.0.1:1/x", "ROOMTAPE_STORAGE_URL": f"file://{folder}/store"}
+    for command in (["keys", "list"], ["login"], ["serve"], ["work"], ["record"]):
+        assert '"127.0.0.1", port 1 failed: Connection refused): start it, or correct the setting.' in _refused(*command, "--data", data, env=dead)
     assert "ROOMTAPE_STORAGE_URL is missing" in _refused("work", "--data", data)
     assert "ROOMTAPE_DATABASE_URL is missing" in _refused("serve", "--data", data, env={"ROOMTAPE_STORAGE_URL": f"file://{folder}/store"})
 

@@ -227,12 +227,12 @@ def test_a_stale_pid_file_with_the_number_of_a_living_process_does_not_block(fol
     server.stop()
 
 
-def test_data_of_another_major_version_is_refused_and_backup_and_restore_are_named(folder: Path) -> None:
+def test_data_of_another_major_version_is_refused_and_what_opens_it_is_named(folder: Path) -> None:
     server = EmbeddedPostgres(folder / "pg")
     server.start()
     server.stop()
     (folder / "pg/data/PG_VERSION").write_text("17\n")
-    with pytest.raises(Refused, match=r"`roomtape backup`.*`roomtape restore`"):
+    with pytest.raises(Refused, match=r"start the Roomtape that wrote it.*PostgreSQL 17.*pg_dump.*ROOMTAPE_DATABASE_URL"):
         EmbeddedPostgres(folder / "pg").start()
 
 

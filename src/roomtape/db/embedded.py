@@ -141,8 +141,9 @@ class EmbeddedPostgres:
         major = binaries().parent.name.removeprefix("pginstall")
         if version.exists() and (found := version.read_text().strip()) != major:
             raise Refused(
-                f"The data in {self._data} is of PostgreSQL {found}, this Roomtape brings {major}: run `roomtape backup` with the Roomtape that wrote it, "
-                "then `roomtape restore` with this one into a new folder (--data).",
+                f"The data in {self._data} is of PostgreSQL {found}, this Roomtape brings {major}: start the Roomtape that wrote it. "
+                f"Or run the programs of PostgreSQL {found} on that folder, take a pg_dump, load it into a PostgreSQL of your own, and name that in "
+                "ROOMTAPE_DATABASE_URL.",
                 code="database_version",
             )
         self._sockets = self._socket_folder()

@@ -1,17 +1,24 @@
 """What operators look at: health, readiness, metrics, and the reference of the API."""
 
+import asyncio
+import os
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roomtape import __version__
 from roomtape.core.access import Standing
-from roomtape.core.errors import Forbidden, NotSignedIn, RoomtapeError
+from roomtape.core.errors import Forbidden, NotSignedIn, RoomtapeError, StorageFull, Unavailable
 from roomtape.db import ledger
+from roomtape.storage.failover import SpooledStore
+from roomtape.storage.folder import told
 from roomtape.web import pages, problems
 from roomtape.web.identity import Asker
 from roomtape.web.services import Of
@@ -27,7 +34,7 @@ _FREE = Gauge("roomtape_free_bytes", "Room on the disk that takes uploads", regi
 
 
 class Measured:
-    """ASGI middleware: counts answers and times their heads."""
+    """ASGI middleware: counts answers, times their heads, and lets go who has gone."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -44,13 +51,46 @@ class Measured:
                 _SECONDS.labels(scope["method"]).observe(time.perf_counter() - begun)
             await send(message)
 
-        await self.app(scope, receive, counted)
+        with suppress(ClientDisconnect):  # who sent a body and has gone hears no answer; it is no crash of ours
+            await self.app(scope, receive, counted)
+
+
+class Disk:
+    """The disk that takes uploads, in `folder`; asked each time, for nobody says when it fills up or goes away."""
+
+    def __init__(self, store: SpooledStore, folder: Path, reserve_bytes: int) -> None:
+        self.folder = folder
+        self._store, self._reserve_bytes = store, reserve_bytes
+        self._opened = folder.stat()
+
+    def trouble(self) -> RoomtapeError | None:
+        """Does what an upload does first; the error with which one would be refused now. Blocks."""
+        try:
+            self._probe()
+        except RoomtapeError as wrong:
+            return wrong
+        return None
+
+    def _probe(self) -> None:
+        free = self._store.free_bytes()
+        if free < self._reserve_bytes:
+            raise StorageFull(
+                f"Uploads are refused: {self.folder} has {free} bytes free, ROOMTAPE_RESERVE_BYTES keeps {self._reserve_bytes}. Make room there, or lower it.",
+                free_bytes=free,
+            )
+        with told("looking whether it is there"):
+            if not os.path.samestat(self.folder.stat(), self._opened):  # moved away, or another disk was mounted over it
+                raise Unavailable(f"{self.folder} is not the folder that was opened: put that back, or start again.", code="storage_error")
+            with self._store.intake.begin() as upload:
+                upload.write()
 
 
 @router.get("/healthz")
 async def get_health(request: Request, services: Of) -> JSONResponse:
-    """Whether this process lives, what troubles it, and how decoders are locked in."""
-    trouble = services.store.trouble
+    """Whether this process lives, what troubles it (first what uploads are refused for), and how decoders are locked in."""
+    disk: Disk = request.app.state.disk
+    refused = await asyncio.to_thread(disk.trouble)
+    trouble = refused.code if refused else services.store.trouble
     view = {"status": "degraded" if trouble else "ok", "storage": trouble or "ok", "version": __version__}
     return JSONResponse({**view, "sandbox": getattr(request.app.state, "sandbox", None)})
 
