@@ -1,6 +1,5 @@
 """The plain pages: they render what the services say and hold no rule, so that the API and the pages can never differ."""
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,6 @@ from urllib.parse import quote, unquote
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
-from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 
 from roomtape.core.access import MeetingFacts, RecordingFacts, Role, Subject, Verb, Visibility, may
@@ -96,12 +94,6 @@ def when(moment: str | None) -> str:
     return datetime.fromisoformat(moment).strftime("%-d %B %Y, %H:%M UTC") if moment else "–"
 
 
-def coded(text: str) -> Markup:
-    """A message with its `commands` set as such."""
-    parts = re.split(r"`([^`]+)`", text)
-    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts))
-
-
 def came_s(recording: Mapping[str, Any]) -> float | None:
     """Seconds of a recording: measured, else the time over which its pieces came; None: not known."""
     started, last = recording["started_at"], recording["last_byte_at"]
@@ -111,7 +103,7 @@ def came_s(recording: Mapping[str, Any]) -> float | None:
     return (datetime.fromisoformat(last) - datetime.fromisoformat(started)).total_seconds()
 
 
-templates.env.filters.update(clock=clock, span=span, size=size, when=when, coded=coded, came_s=came_s)
+templates.env.filters.update(clock=clock, span=span, size=size, when=when, came_s=came_s)
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 
 
