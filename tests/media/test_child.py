@@ -42,6 +42,25 @@ async def runner() -> AsyncIterator[Runner]:
         yield one
 
 
+async def test_the_child_that_opens_strangers_media_is_locked_while_it_does(runner: Runner, job: Path) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def feed() -> AsyncIterator[bytes]:
+        yield movie([(0, 1)])
+        asked.set()
+        await go.wait()
+
+    work = asyncio.create_task(door.verify(runner, job, door.FEED, feed=feed(), limits=Limits()))
+    await asyncio.wait_for(asked.wait(), 30)
+    level = await runner.level()
+    children = [int(name) for task in Path("/proc/self/task").iterdir() for name in (task / "children").read_text().split()]
+    locked = [Path(f"/proc/{child}/status").read_text() for child in children if b"roomtape.media.child" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert level.seccomp, "else this machine cannot show it"
+    assert any("Seccomp:\t2\n" in status and "NoNewPrivs:\t1\n" in status for status in locked), "the one at work"
+    go.set()
+    assert (await work).streams
+
+
 def movie(pictures: list[tuple[int, int]], sound: "np.ndarray[Any, Any] | None" = None, *, codec: str = "libvpx", form: str = "webm") -> bytes:
     """(time in ms, seed) of key frames of 64 x 36: seed 0 is black, others are noise of their own; sound as mono floats at 48 kHz."""
     file = io.BytesIO()

@@ -41,9 +41,9 @@ def test_a_running_recordings_playlist() -> None:
     )
 
 
-def test_the_end_adds_one_line_and_changes_none() -> None:
+def test_the_end_says_vod_adds_one_line_and_changes_no_window() -> None:
     running = playlist.media(WINDOWS, ended=False, target_us=4_000_000)
-    assert playlist.media(WINDOWS, ended=True, target_us=4_000_000) == running + "#EXT-X-ENDLIST\n"
+    assert playlist.media(WINDOWS, ended=True, target_us=4_000_000) == running.replace("TYPE:EVENT", "TYPE:VOD") + "#EXT-X-ENDLIST\n"
 
 
 def test_a_playlist_only_grows_while_a_recording_runs() -> None:

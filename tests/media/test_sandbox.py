@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # Runs inside, after the lock: what the code of an attacker would try. Prints {name: "yes" or the error}.
 ATTACK = """
-import sys; sys.path.append({source!r})
+import sys; sys.path.insert(0, {source!r})
 import json, os, socket, threading, ctypes, resource, signal
 from pathlib import Path
 from roomtape.media import sandbox
@@ -161,7 +161,7 @@ def test_a_thread_from_before_the_lock_is_noticed(tmp_path: Path) -> None:
 def test_root_inside_has_no_capability(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     code = (
-        f"import sys; sys.path.append({str(SOURCE)!r})\nimport os\nfrom pathlib import Path\nfrom roomtape.media import sandbox\n"
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\nimport os\nfrom pathlib import Path\nfrom roomtape.media import sandbox\n"
         f"status = open('/proc/self/status')\nsandbox.lock(parent=os.getppid(), job=Path({str(tmp_path)!r}), layers=frozenset({{'landlock'}}))\nprint(status.read())"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=True)
@@ -204,7 +204,7 @@ async def test_media_is_refused_where_nothing_confines_unless_it_is_allowed(tmp_
 
 
 PARENT = """
-import sys; sys.path.append({source!r})
+import sys; sys.path.insert(0, {source!r})
 import asyncio
 from pathlib import Path
 from roomtape.media.runner import Bounds, Limits, Runner, job_folder

@@ -215,7 +215,7 @@ def test_a_live_playlist_only_grows_and_ends_with_the_stop(name: str, watched: d
         assert after.startswith(before)
     for text in (*live, stopped, completed):
         assert "DISCONTINUITY" not in text
-        assert "#EXT-X-PLAYLIST-TYPE:EVENT" in text
+        assert "#EXT-X-PLAYLIST-TYPE:VOD" in text
     assert not any("ENDLIST" in text for text in live)
     assert stopped.endswith("#EXT-X-ENDLIST\n")
     assert completed == stopped, "restarts without overlap have no join to mend"

@@ -63,13 +63,14 @@ def master(variants: Sequence[Variant], audio: Sequence[Audio] = ()) -> str:
 
 
 def media(windows: Sequence[Window], *, ended: bool, target_us: int, begun: datetime | None = None) -> str:
-    """A media playlist of type EVENT; with `ended` nothing is added to it any more.
+    """A media playlist of type EVENT while it grows; with `ended` of type VOD, to which nothing is added any more.
 
     `target_us`: the longest window there will be; it must not change while players reload, but a longer window raises it rather than break the rule.
     `begun`: the wall clock at the recording's 0; it is told at the start and where the clock cannot be counted on from durations.
     """
     longest_us = max([target_us, *(window.stop_us - window.start_us for window in windows)])
-    lines = [*_HEAD, f"#EXT-X-TARGETDURATION:{max(1, (longest_us + 500_000) // 1_000_000)}", "#EXT-X-MEDIA-SEQUENCE:0", "#EXT-X-PLAYLIST-TYPE:EVENT"]
+    lines = [*_HEAD, f"#EXT-X-TARGETDURATION:{max(1, (longest_us + 500_000) // 1_000_000)}", "#EXT-X-MEDIA-SEQUENCE:0"]
+    lines.append(f"#EXT-X-PLAYLIST-TYPE:{'VOD' if ended else 'EVENT'}")
     lines.append("#EXT-X-INDEPENDENT-SEGMENTS")
     before: Window | None = None
     for window in windows:

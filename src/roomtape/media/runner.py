@@ -202,7 +202,7 @@ def guarded(args: list[str]) -> list[str]:
 
 async def _start(module: str, *argv: str, stdin: int, cwd: Path | None = None) -> Process:
     """A fresh interpreter: isolated, nothing of our environment, a session of its own, so that the whole group can be killed."""
-    boot = f"import sys; sys.path.append({_SOURCE!r}); from roomtape.media.{module} import main; main()"
+    boot = f"import sys; sys.path.insert(0, {_SOURCE!r}); from roomtape.media.{module} import main; main()"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-B", "-c", boot, str(os.getpid()), *argv),
         stdin=stdin,

@@ -38,6 +38,8 @@ async def _invalid(request: Request, wrong: Exception) -> JSONResponse:
     assert isinstance(wrong, RequestValidationError)
     if any(error["loc"] and error["loc"][0] == "path" for error in wrong.errors()):
         return await _unknown(request)
+    if any(error["type"] == "json_invalid" for error in wrong.errors()):
+        return problem(400, "bad_request", "The body is not readable as JSON.")
     fields = [{"field": ".".join(str(part) for part in error["loc"][1:]), "message": error["msg"]} for error in wrong.errors()]
     names = "; ".join(f"{field['field'] or 'body'}: {field['message']}" for field in fields[:5])
     return problem(422, BadInput.default_code, f"The request is not understood: {names}.", errors=fields)

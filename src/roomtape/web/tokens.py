@@ -50,7 +50,9 @@ class TokenJudge:
 
     async def subject(self, token: str) -> Subject:
         """Who the token says is asking; NotSignedIn for every token that is not wholly right."""
-        if not self.configured or len(token) > _LONGEST:
+        if not self.configured:
+            raise NotSignedIn("This installation takes no tokens of host applications: set ROOMTAPE_JWT_KEY or ROOMTAPE_JWT_JWKS_URL.", code="bad_token")
+        if len(token) > _LONGEST:
             raise NotSignedIn
         try:
             claims = await self._claims(token)
