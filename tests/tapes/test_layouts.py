@@ -1,7 +1,6 @@
 """Layouts over a real ledger: what a process keeps between looks tells the same as a process that has just begun."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -17,22 +16,12 @@ from roomtape.db.database import Connection, Database
 from roomtape.db.rows import NewChunk, Recording
 from roomtape.media.index import index_head, pack
 from roomtape.tapes.layouts import Layouts, Tape
-from roomtape.testing.postgres import fresh_database
 
 pytestmark = pytest.mark.anyio
 
 DATA = Path(__file__).parents[1] / "data" / "chromium" / "B-vp9"
 NOW_US = 1_795_247_000_000_000
 PITCH_US = 4_000_000
-
-
-@pytest.fixture
-async def database() -> AsyncIterator[Database]:
-    with fresh_database() as url:
-        database = Database(url)
-        await database.open()
-        yield database
-        await database.close()
 
 
 def layouts(database: Database, *, wait_s: float = 60) -> Layouts:
@@ -143,3 +132,18 @@ async def test_what_was_noted_is_looked_at_without_anybody_asking(database: Data
 async def _given_up(database: Database, recording: UUID) -> list[int]:
     async with database.transaction() as connection:
         return list((await chunks.tracks_of(connection, recording))[0].live_skips)
+
+
+async def test_what_is_kept_is_bounded_by_its_bytes(database: Database) -> None:
+    kept = Layouts(database, wait_s=60, now_us=lambda: NOW_US, most_bytes=60_000)
+    recordings = [await begin(database, "1") for _ in range(4)]
+    for recording in recordings:
+        async with database.transaction() as connection:
+            for index in range(1, 4):
+                await commit(connection, recording.id, index)
+        await kept.tape(recording)
+    sizes = [reel.held for reel in kept._reels.values()]
+    assert recordings[-1].id in kept._reels
+    assert all(size > 10_000 for size in sizes)
+    assert sum(sizes[:-1]) <= 60_000, "the newest stays in any case"
+    assert len(sizes) < 4

@@ -25,7 +25,8 @@ from roomtape.media.mends import unpack_mend
 
 log = structlog.get_logger()
 
-_KEPT = 64  # layouts; an hour of two streams takes about 12 MB
+_KEPT_BYTES = 256 << 20  # an hour of two streams takes some 25 MB
+_MOST_REELS = 1000
 _FEW = 8  # segments tell how long one is
 _FINAL = frozenset(status for status, after in NEXT.items() if not after)
 
@@ -68,6 +69,13 @@ class _Held:
     layout: Layout | None = None
     changed: bool = False
 
+    indexed_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about: samples as they were indexed, and as they are placed."""
+        return self.indexed_bytes + sum(block.nbytes for lane in (self.layout.placement.lanes if self.layout else ()) for block in lane.blocks)
+
 
 @dataclass(slots=True)
 class _Reel:
@@ -77,13 +85,15 @@ class _Reel:
     tracks: dict[str, _Held] = field(default_factory=dict)
     final: Tape | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    held: int = 0
 
 
 class Layouts:
     """The layouts of this process. Each look costs some small queries; only what was committed since is read and laid out."""
 
-    def __init__(self, database: Database, *, wait_s: float, now_us: Callable[[], int]) -> None:
-        """`wait_s`: how long the live edge waits for a missing segment before it goes on without it."""
+    def __init__(self, database: Database, *, wait_s: float, now_us: Callable[[], int], most_bytes: int = _KEPT_BYTES) -> None:
+        """`wait_s`: how long the live edge waits for a missing segment before it goes on without it. `most_bytes`: of what is kept; the newest stays in any case."""
+        self._most = most_bytes
         self._database = database
         self._wait_us = round(wait_s * 1_000_000)
         self._now_us = now_us
@@ -144,12 +154,13 @@ class Layouts:
         marks = {name: _mark(recording.id, facts[name], held[name].seen) for name in facts}
         tape = Tape(fresh, tuple(tracks), layouts, facts, taken, marks)
         reel.final = tape if fresh.status in _FINAL else None
+        reel.held = sum(one.bytes for one in held.values())
         return tape
 
     def _reel(self, recording: UUID) -> _Reel:
         reel = self._reels.setdefault(recording, _Reel())
         self._reels.move_to_end(recording)
-        while len(self._reels) > 1 and sum(max(1, len(one.tracks)) for one in self._reels.values()) > _KEPT:
+        while len(self._reels) > 1 and (len(self._reels) > _MOST_REELS or sum(one.held for one in self._reels.values()) > self._most):
             self._reels.popitem(last=False)
         return reel
 
@@ -175,6 +186,7 @@ def _take_in(held: _Held, new: Sequence[Chunk]) -> None:
             came[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq)
     if came:
         kept = [one for one in held.taken if one.index not in came]
+        held.indexed_bytes += sum(one.indexed.samples.nbytes + one.indexed.patches.nbytes for one in came.values() if one.indexed)
         held.taken = tuple(sorted([*kept, *came.values()], key=attrgetter("index")))
         held.changed = True
     held.seen = max((chunk.commit_seq for chunk in new), default=held.seen)
