@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from roomtape.core.lifecycle import Status
 from roomtape.db import access, ledger
@@ -40,6 +41,17 @@ async def test_a_foreign_tenant_sees_nothing_not_even_by_the_same_names(database
         assert await titles(connection, *subjects, tenant="other") == []
         assert await access.count_recordings(connection, "other", subjects, Wanted()) == 0
         assert await ledger.get_recording(connection, "other", recording.id) is None
+
+
+async def test_a_room_code_means_the_room_of_ones_own_tenant(database: Database) -> None:
+    async with database.transaction() as connection:
+        for tenant in ("other", TENANT, "third"):
+            meeting = await ledger.create_meeting(connection, tenant, uuid7(), "daily", host_id="host")
+            await ledger.create_recording(
+                connection, tenant, uuid7(), meeting.id, owner_id="owner", prefix="p/", source="segments", wishes={"title": f"of {tenant}"}
+            )
+        for tenant in (TENANT, "other", "third"):
+            assert await titles(connection, "user:owner", tenant=tenant, wanted=Wanted(room_code="daily")) == [f"of {tenant}"]
 
 
 async def test_owner_host_co_host_and_admin_see_and_others_do_not(database: Database) -> None:
