@@ -92,13 +92,13 @@ def load(**overrides: object) -> Settings:
 
 def unknown(names: Iterable[str]) -> dict[str, str]:
     """Which of these variables look like settings and are none, each with a sentence."""
-    known = {f"ROOMTAPE_{name.upper()}" for name, field in Settings.model_fields.items() if field.validation_alias is None}
-    known |= {f"ROOMTAPE_{name}" for name in _ELSEWHERE}
+    known = {name.upper() for name, field in Settings.model_fields.items() if field.validation_alias is None}
     found = {}
     for name in sorted(names):
-        if name.upper().startswith("ROOMTAPE_") and name.upper() not in known:
-            near = get_close_matches(name.upper(), known, 1)
-            found[name] = f"{name} is no setting and does nothing{f': did you mean {near[0]}?' if near else '.'}"
+        prefix, _, rest = name.upper().partition("_")
+        if prefix == "ROOMTAPE" and rest not in known | _ELSEWHERE:
+            near = get_close_matches(rest, known, 1)
+            found[name] = f"{name} is no setting and does nothing{f': did you mean ROOMTAPE_{near[0]}?' if near else '.'}"
     return found
 
 
