@@ -62,6 +62,21 @@ async def read(store: LocalStore, key: str) -> bytes:
     return b"".join([piece async for piece in store.read(key)])
 
 
+async def test_a_file_system_that_is_mounted_over_the_store_later_takes_nothing(store: LocalStore, small_disk: Path) -> None:
+    source = small_disk / TEMPORARY / "came"  # where an upload would now be written
+    source.parent.mkdir()
+    source.write_bytes(b"acknowledged")
+    subprocess.run(["mount", "--bind", small_disk, store.folder.root], check=True)
+    try:
+        with pytest.raises(Unavailable):
+            await store.adopt(KEY, source, size=12, sha256=digest(b"acknowledged"))
+        assert source.read_bytes() == b"acknowledged"
+    finally:
+        subprocess.run(["umount", "--lazy", store.folder.root], check=True)
+    with pytest.raises(NotFound):
+        await read(store, KEY)
+
+
 async def test_an_upload_becomes_an_object_by_commit(store: LocalStore) -> None:
     with store.intake.begin() as upload:
         upload.write(b"abc")

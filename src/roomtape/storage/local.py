@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from roomtape.core.errors import BadInput
+from roomtape.core.errors import BadInput, Unavailable
 from roomtape.core.ports import Stored
 from roomtape.storage import key as keys
 from roomtape.storage.folder import PIECE_BYTES, Folder, told
@@ -115,7 +115,8 @@ class LocalStore:
             copy.seal()
             if (copy.size, copy.sha256) != (size, sha256):
                 raise BadInput("The file is not the one that was announced: size or sha256 differ.", code="digest_mismatch")
-            self.folder.place(copy.path, parts, size=size, sha256=sha256)
+            if not self.folder.place(copy.path, parts, size=size, sha256=sha256):
+                raise Unavailable(f"Another file system lies over {self.folder.root} than when Roomtape started: start it again.", code="storage_error")
             path.unlink(missing_ok=True)
 
 
