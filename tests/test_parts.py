@@ -146,6 +146,18 @@ def test_a_variable_that_only_looks_like_a_setting_is_named(name: str, sentence:
     assert unknown([name]) == ({name: sentence} if sentence else {})
 
 
+def test_the_api_opens_as_many_files_as_it_may(environment: dict[str, str], tmp_path: Path) -> None:
+    narrow = ["prlimit", "--nofile=256:5000", sys.executable, "-m", "roomtape", "serve", "--port", str(free_port())]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(narrow, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as child:
+        try:
+            assert line(child).startswith("Roomtape serves")
+            limits = Path(f"/proc/{child.pid}/limits").read_text()
+        finally:
+            child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+    assert "Max open files            5000" in limits
+
+
 def test_large_bodies_on_their_way_to_a_bucket_wait_in_the_data_folder(tmp_path: Path) -> None:
     store = app._store(Settings(storage_url="s3://bucket?endpoint=https://s3.test", data=tmp_path))
     assert isinstance(store.primary, S3Store)

@@ -1,6 +1,7 @@
 """Where things are built and joined: the only place that knows every part."""
 
 import asyncio
+import resource
 import secrets
 import signal
 import socket
@@ -50,6 +51,7 @@ log = structlog.get_logger()
 Ready = Callable[[str | None], None]  # called once, when a part does its work; with its URL, if it has one
 _PORT_FILE = "port"
 _GRACE_S = 5
+_FILES = 16_384
 _ENDLESS = "/api/v1/events"
 _STORE_WAIT_S = 60
 
@@ -152,8 +154,17 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
 
+def _open_more_files() -> None:
+    """As many as we may: each reader and sender is a file, and what a login shell gives, 1024, is less than a thousand of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
     """The API and the pages, until SIGTERM; `ready` is called with their URL when they answer."""
+    _open_more_files()
     sock = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
     config = uvicorn.Config(
         _application(settings, lambda: ready(_url(sock))),
