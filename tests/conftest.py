@@ -1,5 +1,6 @@
 """Fixtures every ring of tests shares."""
 
+import resource
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from roomtape.db.database import Database
 from roomtape.testing.postgres import fresh_database
 
 DATA = Path(__file__).parent / "data"
+_HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (_HARD, _HARD))  # a thousand clients at once are a thousand files; a login shell gives 1024
 
 
 @pytest.fixture
