@@ -25,7 +25,7 @@ _ELSEWHERE = frozenset(  # read by tests and benchmarks, or by the capture of ot
 class Settings(BaseSettings):
     """What an operator may say. A missing database or storage URL means: inside the data folder."""
 
-    model_config = SettingsConfigDict(env_prefix="ROOMTAPE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ROOMTAPE_", env_ignore_empty=True, extra="ignore")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535)

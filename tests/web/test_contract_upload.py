@@ -330,6 +330,8 @@ def test_a_last_index_that_could_be_of_either_track_is_asked_back_and_closes_not
     fill(admin, one, segments()[:2])
     fill(admin, two, segments()[:1])
     problem(complete(admin, one, lastSegmentIndex=5), 422, "track_wanted")
+    assert complete(admin, two, trackId=two.track_id, lastSegmentIndex=1).status_code == 202
+    problem(complete(admin, two, lastSegmentIndex=1), 422, "track_wanted")
     assert problem(complete(admin, one, lastSegmentIndexes={"1": 3}), 409, "segments_missing")["missing"] == [{"trackId": "1", "from": 3, "to": 3}]
     assert upload(admin, one, 3, segments()[2]).status_code == 201
     assert complete(admin, one, lastSegmentIndexes={"1": 3}).status_code == 202

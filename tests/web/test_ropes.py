@@ -157,6 +157,34 @@ async def test_headers_without_end_are_refused(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_trailers_are_no_headers_and_end_somewhere(tmp_path: Path) -> None:
+    app = app_of(tmp_path)
+    told: list[str] = []
+
+    async def listen(request: Request) -> Response:
+        await request.body()
+        told.extend(name for name, _ in request.headers.items())
+        return PlainTextResponse("heard")
+
+    app.router.routes.append(Route("/listen", listen, methods=["POST"]))
+    head = b"POST /listen HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    async with Server(app).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head + b"Authorization: Bearer rt_x\r\nRoomtape-User: mallory\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        assert set(told) == {"host", "transfer-encoding"}
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                while not reader.at_eof():
+                    writer.write(b"X-A: " + b"a" * 500 + b"\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        writer.close()
+
+
 async def test_a_sender_who_was_answered_and_goes_on_is_cut(tmp_path: Path) -> None:
     async def refuse(_: Request) -> Response:
         return PlainTextResponse("no", 413)

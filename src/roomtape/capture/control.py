@@ -81,9 +81,9 @@ async def complete(connection: Connection, queue: App, recording: Recording, clo
     if unknown := set(closing.last) - set(tracks):
         raise BadInput(f"This recording has no track {min(unknown)}.", code="unknown_track")
     named = [closing.track] if closing.track is not None else [name for name in tracks if tracks[name].closed_last_index is None or name in closing.last]
-    if closing.last_index is not None and len(named) > 1:
+    if closing.last_index is not None and closing.track is None and len(tracks) > 1:
         raise BadInput(
-            f"This recording has the tracks {', '.join(named)}: say of which one `lastSegmentIndex` is, by `trackId` or by `lastSegmentIndexes`.",
+            f"This recording has the tracks {', '.join(tracks)}: say of which one `lastSegmentIndex` is, by `trackId` or by `lastSegmentIndexes`.",
             code="track_wanted",
         )
     await _close(connection, held.id, named, closing)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from roomtape.core import timeline
-from roomtape.core.model import Gap
+from roomtape.core.model import Gap, Kind
 from roomtape.core.timeline import MANY_MISSING, MAX_SPAN_US, QUIET_HOLE_US
 from roomtape.media import rows
 from roomtape.media.laid import Taken, TrackFacts
@@ -73,6 +73,8 @@ def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, sta
 def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
     """All of them, in order of time, for a track from start_us to end_us. Of those before a tail only the pauses are told again."""
     gaps = missing(facts, ordered, standing, start_us, end_us)
+    there_us = {span[0]: span for span in spans(standing)}
+    gaps += [Gap(facts.id, *there_us[index][1:], "other_codec", index) for index in _half(standing.track) if index in there_us]
     paused = [(max(a - facts.origin_us, start_us), min(b - facts.origin_us, end_us)) for a, b in facts.pauses]
     gaps += [Gap(facts.id, a, b, "paused") for a, b in paused if a < b]
     quiet = [hole for a, b in _holes(standing) for hole in timeline.uncovered(a, b, gaps)]
@@ -83,6 +85,18 @@ def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_
         from_us = standing.track.before.time_us
         gaps = [gap for gap in gaps if gap.reason != "no_media" or gap.end_us > from_us] + list(standing.track.before.gaps)
     return sorted(gaps, key=lambda gap: (gap.start_us, gap.end_us, gap.segment_index or 0))
+
+
+def _half(track: Track) -> list[int]:
+    """The segments that lack the track's picture, or its sound, because theirs has another codec."""
+    kinds = [kind for number, kind in enumerate((Kind.VIDEO, Kind.AUDIO)) if track.setups[number]]
+    found = []
+    for (segment, index), file in zip(track.segments, track.file_of.tolist(), strict=True):
+        named = {one.kind for one in index.streams}
+        taken = {one.kind for one in track.streams[file] if one}
+        if taken and any(kind in named and kind not in taken for kind in kinds):
+            found.append(segment.index)
+    return found
 
 
 def _holes(standing: Standing) -> list[tuple[int, int]]:

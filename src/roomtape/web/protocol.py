@@ -16,6 +16,7 @@ _BLOCK = 256 << 10
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _LEAST, _MOST = 256 << 10, 1 << 20  # a sendfile call is bounded, so that the stall limit sees progress; it grows while the reader is fast
 _QUEUE = 256 << 10  # bytes on their way to one reader: with the kernel's 4 MB a proxy beside us reads at half the speed, and a thousand slow readers hold 4 GB
+_FRAMED = 16  # a chunked body may be framed by so many bytes for each of its own
 _FAST_S, _SLOW_S = 0.25, 2.0
 
 
@@ -42,6 +43,7 @@ class RopeProtocol(HttpToolsProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._watched = _Reading.NOTHING
         self._came = 0
+        self._frames = 0
         self._at_once = _LEAST
         self._socket = -1
 
@@ -58,20 +60,31 @@ class RopeProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._came += len(data)
+        self._frames += len(data)
         super().data_received(data)
         if self._reading is not self._watched:
             self._unwatch()
             self._expect()
         if self._reading is _Reading.HEADERS and self._came > self.most_header_bytes and not self.transport.is_closing():
             self.send_400_response("The headers of this request are too long.")
+        if self._reading is _Reading.BODY and self._frames > 2 * self.most_header_bytes and not self.transport.is_closing():
+            self.transport.abort()  # trailers or chunk extensions without end
 
     def on_message_begin(self) -> None:
         self._reading = _Reading.HEADERS
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._reading = _Reading.BODY
+        self._reading, self._frames = _Reading.BODY, 0
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is _Reading.HEADERS:  # what comes behind the body is no header, whatever it is called (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._frames -= _FRAMED * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._reading = _Reading.NOTHING

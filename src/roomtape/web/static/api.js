@@ -33,7 +33,7 @@ export async function call(method, path, options) {
 }
 
 /** Takes the token of the session that holds now: who signs out and in again, in another tab, has another. Throws Problem 401 while this page's person is not signed in. */
-async function renew() {
+export async function renew() {
   let answer, text;
   try {
     answer = await fetch("/record", { cache: "no-store", credentials: "same-origin", signal: AbortSignal.timeout(10_000) });

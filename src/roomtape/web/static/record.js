@@ -1,5 +1,5 @@
 // The page that records camera and microphone: devices, level, the one button, and the truth about what is safe.
-import { call, clock, insist, say, sleep, span, userId, bytes } from "./api.js";
+import { call, clock, insist, renew, say, sleep, span, userId, bytes } from "./api.js";
 import { PictureClock, PieceRecorder, Uploader, bestType, clockOffsetUs, now } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
@@ -252,7 +252,10 @@ async function look({ meetingId, recordingId }) {
     if (state !== "recording") return;
     const answer = await call("GET", `/api/v1/recordings?room_id=${meetingId}`, { timeoutMs: 10_000 }).catch(() => null); // away or signed out: sending says so
     if (!answer || state !== "recording") continue;
-    const status = answer.recordings.find((one) => one.id === recordingId)?.status ?? "deleted";
+    let status = answer.recordings.find((one) => one.id === recordingId)?.status;
+    if (!status && (await renew().then(() => false, () => true))) continue; // it was somebody else's list: sending says who has to sign in
+    if (state !== "recording") return;
+    status ??= "deleted";
     if (["pending", "recording", "paused"].includes(status)) continue;
     if (status === "deleted") say(page.trouble, REFUSALS.not_found, "not_found");
     else say(page.trouble, "Stopped by somebody else. What was recorded until now is sent.", status);
@@ -285,11 +288,14 @@ async function finish(where, error) {
   try {
     await uploader.drained();
     if (!uploader.lastIndex) {
-      await insist(() => call("POST", `/api/v1/meetings/${where.meetingId}/recording/discard`), patient);
+      const { tracks } = await insist(() => call("GET", `/api/v1/recordings/${where.recordingId}/tracks`), patient);
+      const close = { meetingId: where.meetingId, recordingId: where.recordingId, trackId: where.trackId, allowGaps: true };
+      if (tracks.length > 1) await insist(() => call("POST", "/api/v1/meetings/complete-recording", { json: close }), patient); // the others' media stays
+      else await insist(() => call("POST", `/api/v1/meetings/${where.meetingId}/recording/discard`), patient);
       throw new Error("Nothing was recorded: neither camera nor microphone gave anything.");
     }
     await insist(() => call("POST", `/api/v1/recordings/${where.recordingId}/stop`), patient);
-    const whole = { meetingId: where.meetingId, recordingId: where.recordingId, lastSegmentIndex: uploader.lastIndex };
+    const whole = { meetingId: where.meetingId, recordingId: where.recordingId, trackId: where.trackId, lastSegmentIndex: uploader.lastIndex };
     await insist(() => call("POST", "/api/v1/meetings/complete-recording", { json: whole }), patient);
   } catch (problem) {
     say(page.trouble, REFUSALS[problem.code] ?? problem.message, problem.code);
