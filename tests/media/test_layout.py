@@ -150,7 +150,7 @@ def test_a_segment_of_a_codec_that_nobody_plays_costs_only_itself(odd: int) -> N
 
 
 def test_a_segment_whose_picture_alone_has_another_codec_is_told_too() -> None:
-    half = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, codec="vp9"), OPUS)), 8 * S)
+    half = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, codec="h264"), OPUS)), 8 * S)
     layout = lay_out(FACTS, [*restarts(2), half])
     assert [(gap.segment_index, gap.reason, gap.start_us) for gap in layout.gaps] == [(3, "other_codec", 8 * S)]
     assert len(real(picture(layout))) == 240
@@ -158,7 +158,7 @@ def test_a_segment_whose_picture_alone_has_another_codec_is_told_too() -> None:
 
 
 def test_a_recorder_that_changes_its_codec_is_left_out_from_there_and_told() -> None:
-    changed = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, codec="vp9"), replace(OPUS, codec="aac"))), 8 * S)
+    changed = taken(3, index_of(frames_of(0, 120), packets_of(0, 66), streams=(replace(VIDEO, codec="h264"), replace(OPUS, codec="aac"))), 8 * S)
     layout = lay_out(FACTS, [*restarts(2), changed])
     assert [(gap.segment_index, gap.reason) for gap in layout.gaps] == [(3, "other_codec")]
     assert {one.codec for pair in layout.maps for one in pair if one} == {"vp8", "opus"}

@@ -120,7 +120,7 @@ def _streams(
 ) -> tuple[tuple[Stream | None, Stream | None], ...]:  # fmt: skip
     """The first playable picture and sound of each file; a head shorter than its header leaves them to a later cut.
 
-    A file's picture or sound has the codec that the track began with, or is left out: no player changes decoders in the middle of a track.
+    A file's picture or sound with a codec that has no place in one container with what the track began with is left out.
     """
     found: list[tuple[Stream | None, Stream | None]] = []
     codecs = [next((one.codec for one in some), None) for some in held]
@@ -128,11 +128,17 @@ def _streams(
         streams = next((index.streams for _, index in segments[first:stop] if index.streams), ())
         pair: list[Stream | None] = []
         for number, kind in enumerate(_KINDS):
-            stream = next((one for one in streams if one.kind is kind and one.codec in _PLAYED and codecs[number] in {None, one.codec}), None)
-            codecs[number] = stream.codec if stream else codecs[number]
+            stream = next((one for one in streams if one.kind is kind and _fits(one.codec, codecs)), None)
+            codecs[number] = codecs[number] or (stream.codec if stream else None)
             pair.append(stream)
         found.append((pair[0], pair[1]))
     return tuple(found)
+
+
+def _fits(codec: str, codecs: Sequence[str | None]) -> bool:
+    """Whether a codec is played, beside those that the track began with: VP8 has no place in an MP4, H.264 and AAC have none in WebM."""
+    whole = {codec, *codecs}
+    return codec in _PLAYED and not ("vp8" in whole and whole & {"h264", "aac"})
 
 
 def _setups(

@@ -87,6 +87,10 @@ async def _read(store: SpooledStore, runner: Runner, work: Path, layout: Layout,
 
 
 def _trouble(layout: Layout, seen: door.Seen) -> str | None:
+    for lane in layout.placement.lanes:
+        names = list(dict.fromkeys(stream.codec for stream in lane.setups))
+        if len(names) > 1:
+            return f"The {lane.kind.value} changes its codec ({', '.join(names)}): what comes after the change plays from `stream_url`, not from one file."
     errors = sum(stream.errors for stream in seen.streams)
     for lane in layout.placement.lanes:
         counted = next((stream for stream in seen.streams if stream.kind == lane.kind), None)
