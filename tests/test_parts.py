@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,18 @@ def test_ctrl_c_ends_a_stream_of_events_at_once_lets_an_upload_finish_and_says_n
 )
 def test_a_variable_that_only_looks_like_a_setting_is_named(name: str, sentence: str | None) -> None:
     assert unknown([name]) == ({name: sentence} if sentence else {})
+
+
+def test_a_worker_ends_whenever_it_is_told(environment: dict[str, str], tmp_path: Path) -> None:
+    """What it does in its first moments, listing and asking, must not make another error of the word to end."""
+    for number in range(8):
+        with running(environment, tmp_path / "log", "work") as child:
+            assert line(child) == "Roomtape works\n"
+            until = time.monotonic() + number * 0.006
+            while time.monotonic() < until:
+                pass
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == 0, (tmp_path / "log").read_text()
 
 
 def test_the_api_opens_as_many_files_as_it_may(environment: dict[str, str], tmp_path: Path) -> None:

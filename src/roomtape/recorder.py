@@ -66,6 +66,8 @@ class Watch:
                 await self.look()
             except Exception:
                 log.exception("watch.failed")
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                return  # the word to end, of which something on the way has made another error
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:

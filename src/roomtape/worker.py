@@ -86,6 +86,7 @@ async def _jobs(bench: Bench) -> None:
             raise
         except Exception:
             log.exception("worker.interrupted")
+        _heed()
         await asyncio.sleep(1)
 
 
@@ -98,7 +99,15 @@ async def _every(seconds: float, name: str, do: Callable[[], Awaitable[object]])
             log.warning("round.failed", round=name, code=wrong.code)
         except Exception:
             log.exception("round.failed", round=name)
+        _heed()
         await asyncio.sleep(seconds)
+
+
+def _heed() -> None:
+    """The word to end, where something on the way has made another error of it, or nothing."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def take_over(bench: Bench, stalled_after_s: float) -> None:

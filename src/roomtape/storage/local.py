@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -66,10 +66,12 @@ class LocalStore:
     async def list(self, prefix: str) -> AsyncIterator[Stored]:
         """All objects below the folder `prefix`."""
         found = self.folder.scan(keys.folder_parts(prefix))
-        with closing(found):
+        try:
             while page := await self._run(_page, found):
                 for stored in page:
                     yield stored
+        finally:
+            self._pool.submit(_close, found)  # a thread may still be in it
 
     def path(self, key: str) -> Path:
         """Where the object is, for sendfile."""
@@ -131,6 +133,11 @@ async def _up_to(body: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
 
 def _page(found: Iterator[Stored]) -> list[Stored]:
     return list(islice(found, _PAGE))
+
+
+def _close(found: Generator[Stored, None, None]) -> None:
+    with suppress(ValueError):  # it is being executed: then it is closed when it is forgotten
+        found.close()
 
 
 @lru_cache(maxsize=4096)
