@@ -36,11 +36,11 @@ async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own."""
-    require(True if os.geteuid() == 0 else None, "only root can mount a small file system")
+    require(os.geteuid() == 0 or None, "only root can mount a small file system")
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True)
-    require(True if mounted.returncode == 0 else None, f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    require(mounted.returncode == 0 or None, f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 

@@ -274,11 +274,11 @@ async def test_a_client_that_goes_away_during_a_probe_does_not_keep_the_store_ou
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    require(True if os.geteuid() == 0 else None, "only root can mount a small file system")
+    require(os.geteuid() == 0 or None, "only root can mount a small file system")
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True, text=True)
-    require(True if mounted.returncode == 0 else None, f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    require(mounted.returncode == 0 or None, f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 

@@ -17,6 +17,7 @@ import pytest
 
 from roomtape.testing.faultproxy import FaultProxy, Mode, Rule
 from roomtape.testing.s3 import S3Server, s3_server
+from roomtape.testing.servers import require
 
 from .client import Client, Ledger, Played, script
 from .house import until
@@ -238,8 +239,7 @@ def test_a_recording_in_the_bucket_plays_by_ranges(house: Away, chromium: Path) 
 
 
 def test_a_full_spool_answers_507_and_takes_again_when_it_is_emptied(tmp_path: Path, chromium: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
+    require(os.geteuid() == 0 or None, "mounting needs root")
     with away(tmp_path, spool_size="2m") as small:
         played = small.begin(chromium / "B-vp8", "full")
         small.proxy.rule = AWAY

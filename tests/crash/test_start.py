@@ -191,8 +191,7 @@ def test_data_of_another_postgresql_is_refused(folder: Path) -> None:
 @pytest.fixture
 def small_disk(folder: Path) -> Iterator[Callable[[str], Path]]:
     """Disks of a few MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
+    require(os.geteuid() == 0 or None, "mounting needs root")
     mounted: list[Path] = []
 
     def mount(size: str) -> Path:

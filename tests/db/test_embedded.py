@@ -16,10 +16,16 @@ import pytest
 from roomtape.core.errors import Refused
 from roomtape.db.embedded import EmbeddedPostgres, running_url
 from roomtape.testing.postgres import open_folder
+from roomtape.testing.servers import require
 
 OWNER = Path(__file__).parent / "own_postgres.py"
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's part")
+AS_ROOT = pytest.mark.usefixtures("as_root")
 LONG = "x" * 60 + "/" + "y" * 60
+
+
+@pytest.fixture
+def as_root() -> None:
+    require(os.geteuid() == 0 or None, "takes another user's part, as only root can")
 
 
 def until(condition: Callable[[], object], what: str, patience_s: float = 20.0) -> None:
@@ -245,8 +251,8 @@ def test_a_folder_that_cannot_be_written_is_refused_with_a_sentence(folder: Path
 @AS_ROOT
 def test_a_full_disk_at_the_first_start_is_refused_with_a_sentence_and_healed_by_room(folder: Path) -> None:
     (folder / "small").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(folder / "small")], check=False, capture_output=True).returncode != 0:
-        pytest.skip("no file system may be mounted here")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(folder / "small")], check=False, capture_output=True)
+    require(mounted.returncode == 0 or None, "no file system may be mounted here")
     server = EmbeddedPostgres(folder / "small" / "pg")
     try:
         with pytest.raises(Refused, match="no room left") as refused:

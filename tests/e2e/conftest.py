@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from roomtape.testing import known
+from roomtape.testing.servers import binary, require
 
 from .watching import Roomtape
 
@@ -30,13 +31,6 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
-
-
-def missing(what: str) -> None:
-    """Skips where a developer lacks a program; fails where CI has promised it."""
-    if os.environ.get("ROOMTAPE_REQUIRE_SERVERS") == "1":
-        pytest.fail(f"{what}, and ROOMTAPE_REQUIRE_SERVERS=1", pytrace=False)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +74,7 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def browser(devices: list[str]) -> Iterator[Browser]:
     """Of one file of tests: as long as Playwright runs, so does its event loop, and no asynchronous test can."""
-    path = os.environ.get("ROOMTAPE_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(path).exists():
-        missing(f"No Chromium at {path}: install it, or name it in ROOMTAPE_CHROMIUM")
+    path = require(binary("chromium", "ROOMTAPE_CHROMIUM"), "no Chromium: install it, or name it in ROOMTAPE_CHROMIUM")
     flags = [*FLAGS, *devices]
     if os.geteuid() == 0:
         flags.append("--no-sandbox")  # Chromium refuses its sandbox to root
@@ -123,11 +115,9 @@ def page(signed_in: BrowserContext) -> Iterator[Page]:
 @pytest.fixture(scope="session")
 def hls_js(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The source of the player library, from the locked npm package."""
-    npm = shutil.which("npm")
-    if npm is None:
-        missing("No npm: install Node to run the tests with hls.js")
+    npm = require(shutil.which("npm"), "no npm: install Node to run the tests with hls.js")
     folder = tmp_path_factory.mktemp("npm")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(HERE / name, folder)
-    subprocess.run([str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=120)
+    subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=120)
     return (folder / "node_modules/hls.js/dist/hls.min.js").read_text()

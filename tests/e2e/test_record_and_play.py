@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, Route
 
 from roomtape.testing import known
+from roomtape.testing.servers import require
 
 from .watching import STATE, WATCH, Roomtape, answer, beeps, pictures, record, until, within
 
@@ -116,10 +117,12 @@ def test_the_download_holds_every_picture_and_beep_once(recorded: Recorded, sign
     assert_whole(known.read_frame_numbers(file), known.read_beeps(file), recorded)
 
 
+def hls_of(recorded: Recorded) -> str:
+    return require(recorded.playback["hls_url"], "this Chromium records a codec that HLS cannot carry")
+
+
 def test_hls_holds_every_picture_and_beep_once(recorded: Recorded, roomtape: Roomtape) -> None:
-    if recorded.playback["hls_url"] is None:
-        pytest.skip("this Chromium records a codec that HLS cannot carry")
-    url = roomtape.address + recorded.playback["hls_url"]
+    url = roomtape.address + hls_of(recorded)
     assert_whole(known.read_frame_numbers(url), known.read_beeps(url), recorded)
 
 
@@ -173,14 +176,13 @@ def assert_played_whole(state: dict[str, object], recorded: Recorded) -> None:
 
 
 def test_hls_js_plays_every_picture(recorded: Recorded, signed_in: BrowserContext, hls_js: str) -> None:
-    if recorded.playback["hls_url"] is None:
-        pytest.skip("this Chromium records a codec that HLS cannot carry")
+    hls = hls_of(recorded)
     page = signed_in.new_page()
     start = f"""() => {{
         window.trouble = [];
         const hls = new Hls({{ maxBufferLength: 120 }});
         hls.on(Hls.Events.ERROR, (_, told) => window.trouble.push(told.details));
-        hls.loadSource("{recorded.playback["hls_url"]}");
+        hls.loadSource("{hls}");
         hls.attachMedia(document.querySelector("video"));
     }}"""
     player(page, {"hls.js": hls_js}, start)

@@ -14,6 +14,7 @@ from roomtape.media.refusal import MediaCrashed, MediaTimeout, MediaTooBig
 from roomtape.media.runner import Limits, Runner, give, guarded, job_folder
 from roomtape.media.sandbox import Bounds
 from roomtape.media.sniff import DEMUXERS
+from roomtape.testing.servers import require
 
 pytestmark = pytest.mark.anyio
 
@@ -128,9 +129,9 @@ async def test_a_given_file_cannot_be_changed_by_the_job(runner: Runner, job: Pa
     assert stored.read_bytes() == (chromium / "B-opus/0000.webm").read_bytes()
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg of the system's")
 @pytest.mark.parametrize("layers", [["landlock"], ["landlock", "namespaces"]], ids="+".join)
 async def test_another_ffmpeg_that_is_linked_dynamically_runs_too(job: Path, layers: list[str]) -> None:
+    require(shutil.which("ffmpeg"), "no ffmpeg of the system's")
     async with Runner(ffmpeg="ffmpeg", layers=frozenset(layers)) as runner:
         await runner.ffmpeg([*ENDLESS, "-frames:v", "2", "-f", "rawvideo", "-pix_fmt", "gray", "out/x"], job, limits=Limits(bounds=Bounds(file_bytes=1 << 20)))
     assert (job / "out/x").stat().st_size == 2 * 320 * 240

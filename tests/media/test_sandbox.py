@@ -16,6 +16,7 @@ from roomtape.media.refusal import NoSandbox
 from roomtape.media.runner import Limits, Runner, give, job_folder
 from roomtape.media.sandbox import ENVIRONMENT, Level, landlock_abi
 from roomtape.media.syscalls import MACHINES, program
+from roomtape.testing.servers import require
 
 pytestmark = pytest.mark.anyio
 SOURCE = Path(__file__).parents[2] / "src"
@@ -119,7 +120,12 @@ def canary() -> Iterator[tuple[int, socket.socket]]:
             server.accept()  # nobody ever came
 
 
-x86 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the attacks name system calls by x86_64's numbers")
+x86 = pytest.mark.usefixtures("on_x86")
+
+
+@pytest.fixture
+def on_x86() -> None:
+    require(os.uname().machine == "x86_64" or None, "the attacks name system calls by x86_64's numbers")
 
 
 def has_namespaces() -> bool:
@@ -129,10 +135,8 @@ def has_namespaces() -> bool:
 @x86
 @pytest.mark.parametrize("layers", [["landlock", "namespaces"], ["landlock"], ["namespaces"]], ids="+".join)
 def test_a_decoder_that_was_taken_over_reaches_nothing(tmp_path: Path, canary: tuple[int, socket.socket], layers: list[str]) -> None:
-    if layers == ["namespaces"] and not has_namespaces():
-        pytest.skip("no user namespaces here")
-    if layers == ["landlock"] and not landlock_abi():
-        pytest.skip("no Landlock here")
+    require(layers != ["namespaces"] or has_namespaces() or None, "no user namespaces here")
+    require(layers != ["landlock"] or landlock_abi() or None, "no Landlock here")
     said = attack(tmp_path, layers, port=canary[0])
     level, environment = said.pop("level"), said.pop("environment")
     assert isinstance(level, list)
