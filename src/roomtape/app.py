@@ -33,12 +33,12 @@ from roomtape.pipeline.advance import Bench
 from roomtape.recorder import Watch
 from roomtape.settings import Settings
 from roomtape.storage import store as stores
+from roomtape.storage.disk import Disk
 from roomtape.storage.failover import SpooledStore
 from roomtape.storage.local import LocalStore
 from roomtape.supervisor import listen
 from roomtape.tapes.layouts import Layouts
 from roomtape.tapes.whole import Ropes
-from roomtape.web.operations import Disk
 from roomtape.web.protocol import RopeProtocol
 from roomtape.web.services import Services
 from roomtape.web.site import site
@@ -202,9 +202,8 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
     layouts = Layouts(database, wait_s=settings.live_wait_s, now_us=now_us)
     segments = Segments(database, store, host=store.host(), limit_bytes=settings.max_segment_bytes, reserve_bytes=settings.reserve_bytes, now_us=now_us)
     listener = Listener(database.conninfo)
-    services = Services(settings, database, store, segments, layouts, judge, queue, listener, Ropes())
+    services = Services(settings, database, store, _disk(store, settings), segments, layouts, judge, queue, listener, Ropes())
     app = site(services)
-    app.state.disk = _disk(store, settings)
     bench = Bench(database, store, layouts, services.ropes, Runner(allow_unsandboxed=settings.allow_unsandboxed), queue, settings.data, store.host())
     register(bench)
 
@@ -249,13 +248,8 @@ async def work(settings: Settings, ready: Ready) -> None:
     """A worker, until SIGTERM."""
     async with _bench(settings) as bench:
         register(bench)
-        await _until_told(_working(bench, Janitor(bench.database, bench.store, trash_days=settings.trash_days), settings.heartbeat_s, ready))
-
-
-async def _working(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Ready) -> None:
-    async with jobs.opened(bench.queue):
-        ready(None)
-        await work_on(bench, janitor, heartbeat_s)
+        janitor = Janitor(bench.database, bench.store, trash_days=settings.trash_days)
+        await _until_told(work_on(bench, janitor, settings.heartbeat_s, lambda: ready(None)))
 
 
 async def record(settings: Settings, ready: Ready) -> None:

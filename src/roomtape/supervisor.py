@@ -31,8 +31,6 @@ _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _QUIET_S = 30.0  # a part that ran so long has earned a fast restart again
 _TODO = {errno.EROFS: "Make it writable or name", errno.ENOSPC: "Make room or name", errno.EDQUOT: "Make room or name"}
 _REFUSED = 3  # a part that refuses its configuration will not start better the second time
-
-
 _ADDRESSES = "Name one in ROOMTAPE_HOST or with --host: 127.0.0.1 for this machine alone, 0.0.0.0 for every network it is in."
 
 

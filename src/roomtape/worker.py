@@ -58,9 +58,10 @@ async def _rest(bench: Bench, recording_id: UUID, ticket: Ticket, wrong: Excepti
             await advance.rest(connection, recording_id, code=code, message=message)
 
 
-async def work(bench: Bench, janitor: Janitor, heartbeat_s: float) -> None:
-    """Works until it is cancelled."""
+async def work(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Callable[[], None]) -> None:
+    """Works until it is cancelled; `ready` is called when the queue is open."""
     async with jobs.opened(bench.queue), asyncio.TaskGroup() as group:
+        ready()
         group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s * _DEAD_BEATS)))
         group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
         group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))

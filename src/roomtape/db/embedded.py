@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -78,15 +79,14 @@ class EmbeddedPostgres:
         """
         if threading.current_thread() is not threading.main_thread():
             raise Refused("The embedded PostgreSQL has to be started from the main thread.")
-        try:
-            self._prepare()
-            self._launch_server()
-        except OSError as exc:
-            self.stop()
-            raise self._cannot_write(exc) from exc
-        except BaseException:
-            self.stop()
-            raise
+        with ExitStack() as undo:
+            undo.callback(self.stop)
+            try:
+                self._prepare()
+                self._launch_server()
+            except OSError as exc:
+                raise self._cannot_write(exc) from exc
+            undo.pop_all()
 
     def revive(self) -> None:
         """Starts a server that died (SIGKILL, a panic, out of memory) again, as `start` does but with the same URL; nothing while it runs.

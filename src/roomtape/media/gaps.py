@@ -1,6 +1,6 @@
 """Where a track has nothing: segments that nobody has, pauses, holes without media. They are told, never closed up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,9 +41,7 @@ def spans(standing: Standing) -> list[tuple[int, int, int]]:
 def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
     """The gaps of segments that never came, or cannot be played, each with its index."""
     track = standing.track
-    blank = {
-        segment.index for (segment, index), file in zip(track.segments, track.file_of.tolist(), strict=True) if index.streams and not any(track.streams[file])
-    }
+    blank = {index for index, named, taken in _kinds(track) if named and not taken}
     there = {segment.index for segment, index in track.segments if len(index.samples) or not index.warning} - blank
     first_head = -1 if track.before else track.segments[0][0].index if track.segments else _FAR
     reasons = {one.index: "header_missing" if one.index < first_head else "not_indexed" for one in ordered if one.index not in there}
@@ -73,8 +71,8 @@ def missing(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, sta
 def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_us: int, end_us: int) -> list[Gap]:
     """All of them, in order of time, for a track from start_us to end_us. Of those before a tail only the pauses are told again."""
     gaps = missing(facts, ordered, standing, start_us, end_us)
-    there_us = {span[0]: span for span in spans(standing)}
-    gaps += [Gap(facts.id, *there_us[index][1:], "other_codec", index) for index in _half(standing.track) if index in there_us]
+    if half := set(_half(standing.track)):
+        gaps += [Gap(facts.id, a, b, "other_codec", index) for index, a, b in spans(standing) if index in half]
     paused = [(max(a - facts.origin_us, start_us), min(b - facts.origin_us, end_us)) for a, b in facts.pauses]
     gaps += [Gap(facts.id, a, b, "paused") for a, b in paused if a < b]
     quiet = [hole for a, b in _holes(standing) for hole in timeline.uncovered(a, b, gaps)]
@@ -87,16 +85,16 @@ def find(facts: TrackFacts, ordered: Sequence[Taken], standing: Standing, start_
     return sorted(gaps, key=lambda gap: (gap.start_us, gap.end_us, gap.segment_index or 0))
 
 
+def _kinds(track: Track) -> Iterator[tuple[int, set[Kind], set[Kind]]]:
+    """Of each segment the index, the kinds of media it names, and those of its file that fit the track."""
+    for (segment, index), file in zip(track.segments, track.file_of.tolist(), strict=True):
+        yield segment.index, {one.kind for one in index.streams}, {one.kind for one in track.streams[file] if one}
+
+
 def _half(track: Track) -> list[int]:
     """The segments that lack the track's picture, or its sound, because theirs has another codec."""
-    kinds = [kind for number, kind in enumerate((Kind.VIDEO, Kind.AUDIO)) if track.setups[number]]
-    found = []
-    for (segment, index), file in zip(track.segments, track.file_of.tolist(), strict=True):
-        named = {one.kind for one in index.streams}
-        taken = {one.kind for one in track.streams[file] if one}
-        if taken and any(kind in named and kind not in taken for kind in kinds):
-            found.append(segment.index)
-    return found
+    kinds = {kind for number, kind in enumerate((Kind.VIDEO, Kind.AUDIO)) if track.setups[number]}
+    return [index for index, named, taken in _kinds(track) if taken and named & kinds - taken]
 
 
 def _holes(standing: Standing) -> list[tuple[int, int]]:

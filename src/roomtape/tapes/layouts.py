@@ -68,7 +68,6 @@ class _Held:
     facts: TrackFacts | None = None
     layout: Layout | None = None
     changed: bool = False
-
     indexed_bytes: int = 0
 
     @property

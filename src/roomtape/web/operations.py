@@ -1,10 +1,8 @@
 """What operators look at: health, readiness, metrics, and the reference of the API."""
 
 import asyncio
-import os
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,10 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roomtape import __version__
 from roomtape.core.access import Standing
-from roomtape.core.errors import Forbidden, NotSignedIn, RoomtapeError, StorageFull, Unavailable
+from roomtape.core.errors import Forbidden, NotSignedIn, RoomtapeError
 from roomtape.db import ledger
-from roomtape.storage.failover import SpooledStore
-from roomtape.storage.folder import told
 from roomtape.web import pages, problems
 from roomtape.web.identity import Asker
 from roomtape.web.services import Of
@@ -55,41 +51,10 @@ class Measured:
             await self.app(scope, receive, counted)
 
 
-class Disk:
-    """The disk that takes uploads, in `folder`; asked each time, for nobody says when it fills up or goes away."""
-
-    def __init__(self, store: SpooledStore, folder: Path, reserve_bytes: int) -> None:
-        self.folder = folder
-        self._store, self._reserve_bytes = store, reserve_bytes
-        self._opened = folder.stat()
-
-    def trouble(self) -> RoomtapeError | None:
-        """Does what an upload does first; the error with which one would be refused now. Blocks."""
-        try:
-            self._probe()
-        except RoomtapeError as wrong:
-            return wrong
-        return None
-
-    def _probe(self) -> None:
-        free = self._store.free_bytes()
-        if free < self._reserve_bytes:
-            raise StorageFull(
-                f"Uploads are refused: {self.folder} has {free} bytes free, ROOMTAPE_RESERVE_BYTES keeps {self._reserve_bytes}. Make room there, or lower it.",
-                free_bytes=free,
-            )
-        with told("looking whether it is there"):
-            if not os.path.samestat(self.folder.stat(), self._opened):  # moved away, or another disk was mounted over it
-                raise Unavailable(f"{self.folder} is not the folder that was opened: put that back, or start again.", code="storage_error")
-            with self._store.intake.begin() as upload:
-                upload.write()
-
-
 @router.get("/healthz")
 async def get_health(request: Request, services: Of) -> JSONResponse:
     """Whether this process lives, what troubles it (first what uploads are refused for), and how decoders are locked in."""
-    disk: Disk = request.app.state.disk
-    refused = await asyncio.to_thread(disk.trouble)
+    refused = await asyncio.to_thread(services.disk.trouble)
     trouble = refused.code if refused else services.store.trouble
     view = {"status": "degraded" if trouble else "ok", "storage": trouble or "ok", "version": __version__}
     return JSONResponse({**view, "sandbox": getattr(request.app.state, "sandbox", None)})

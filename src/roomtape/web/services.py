@@ -10,6 +10,7 @@ from roomtape.capture.segments import Segments
 from roomtape.db.database import Database
 from roomtape.db.outbox import Listener
 from roomtape.settings import Settings
+from roomtape.storage.disk import Disk
 from roomtape.storage.failover import SpooledStore
 from roomtape.tapes.layouts import Layouts
 from roomtape.tapes.whole import Ropes
@@ -23,6 +24,7 @@ class Services:
     settings: Settings
     database: Database
     store: SpooledStore
+    disk: Disk
     segments: Segments
     layouts: Layouts
     judge: TokenJudge
