@@ -5,19 +5,17 @@ import errno
 import os
 import socket
 from enum import Enum, auto
-from typing import Any, BinaryIO
+from typing import Any
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-_BLOCK = 256 << 10
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-_LEAST, _MOST = 256 << 10, 1 << 20  # a sendfile call is bounded, so that the stall limit sees progress; it grows while the reader is fast
+_AT_ONCE = 1 << 20
 _QUEUE = 256 << 10  # bytes on their way to one reader: with the kernel's 4 MB a proxy beside us reads at half the speed, and a thousand slow readers hold 4 GB
 _FRAMED = 16  # a chunked body may be framed by so many bytes for each of its own
-_FAST_S, _SLOW_S = 0.25, 2.0
 
 
 class _Reading(Enum):
@@ -35,7 +33,7 @@ class RopeProtocol(HttpToolsProtocol):
     most_header_bytes = 64 << 10
     body_window_s = 30.0
     body_floor_bytes = 30_000  # 1 kB/s over the window
-    stall_s = 60.0  # for each 256 kB, those in the socket's queue too: a reader that takes less than 4.4 kB/s is cut, and one that takes nothing
+    stall_s = 60.0  # until a third of the socket's queue is taken, which the kernel makes 512 kB: a reader that takes less than 2.9 kB/s is cut, and one that takes nothing
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
@@ -44,18 +42,24 @@ class RopeProtocol(HttpToolsProtocol):
         self._watched = _Reading.NOTHING
         self._came = 0
         self._frames = 0
-        self._at_once = _LEAST
-        self._socket = -1
+        self._socket, self._writing = -1, -1
+        self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE)
+        transport.set_write_buffer_limits(high=0)  # then `flow` tells whether it holds anything back
         self._socket = sock.fileno()
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        if self._writing >= 0:
+            self.loop.remove_writer(self._writing)
+            os.close(self._writing)
+            self._writing = -1
+        self._wake(ConnectionResetError())
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,62 +128,67 @@ class RopeProtocol(HttpToolsProtocol):
     async def send_file(self, fd: int, offset: int, size: int) -> None:
         """Sends bytes of an open file as part of the running response's body, without bringing them into this process. The response states its length.
 
-        Raises ConnectionError when the reader is gone or too slow, see `stall_s`.
+        Raises ConnectionError when the reader is gone or too slow, see `stall_s`. The loop's own sendfile costs as much as 300 kB of sending.
         """
         end = offset + size
-        while offset < end:
-            if self.transport.is_closing():
-                raise ConnectionResetError
-            count = min(end - offset, self._at_once)
-            done = self._directly(fd, offset, count)
-            if done < count:
-                done += await self._patiently(fd, offset + done, count - done)
-            if done != count:  # the object is shorter than its row says: never pad, never lie
-                self.transport.abort()
-                raise ConnectionResetError
-            self._answering.expected_content_length -= count
-            offset += count
-
-    def _directly(self, fd: int, offset: int, count: int) -> int:
-        """What the socket's buffer takes at once: the loop's own sendfile costs as much as 300 kB. What it does not take says nothing; the loop will."""
-        if self.transport.get_write_buffer_size():
-            return 0
         try:
-            return os.sendfile(self._socket, fd, offset, count)
-        except OSError:
-            return 0
-
-    async def _patiently(self, fd: int, offset: int, count: int) -> int:
-        begun = self.loop.time()
-        try:
-            async with asyncio.timeout(self.stall_s * (count + _QUEUE) / _LEAST):
-                done = await self._hand_over(_file(fd), offset, count)
-        except (TimeoutError, OSError) as gone:
+            while offset < end:
+                await self._emptied()
+                count = min(end - offset, _AT_ONCE)
+                sent = await self._hand_over(fd, offset, count)
+                self._answering.expected_content_length -= sent
+                offset += sent
+                if sent < count:
+                    await self._writable()
+                elif offset < end:
+                    await asyncio.sleep(0)  # a reader as fast as we are is not alone
+        except OSError as gone:
             self.transport.abort()
             raise ConnectionResetError from gone
-        took_s = self.loop.time() - begun
-        if took_s > _SLOW_S:
-            self._at_once = _LEAST
-        elif took_s < _FAST_S:
-            self._at_once = min(2 * self._at_once, _MOST)
-        return done
+        finally:
+            if self._writing >= 0:
+                self.loop.remove_writer(self._writing)
 
-    async def _hand_over(self, file: BinaryIO, offset: int, count: int) -> int:
-        """By sendfile; where the file system cannot, by reading. Returns how many bytes went."""
+    async def _hand_over(self, fd: int, offset: int, count: int) -> int:
+        """By sendfile; where the file system cannot, by reading. Returns how many bytes the socket took."""
         try:
-            return await self.loop.sendfile(self.transport, file, offset, count, fallback=False)
-        except asyncio.SendfileNotAvailableError as wrong:
-            if not isinstance(wrong.__cause__, OSError) or wrong.__cause__.errno not in _NO_SENDFILE:
-                raise ConnectionResetError from wrong  # the reader is gone
-        file.seek(offset)
-        sent = 0
-        while sent < count and (block := file.read(min(count - sent, _BLOCK))):
+            sent = os.sendfile(self._socket, fd, offset, count)
+        except BlockingIOError:
+            return 0
+        except OSError as wrong:
+            if wrong.errno not in _NO_SENDFILE:
+                raise
+            block = os.pread(fd, min(count, _QUEUE), offset)
             self.transport.write(block)
-            await self.flow.drain()
-            sent += len(block)
+            sent = len(block)
+        if not sent:  # the object is shorter than its row says: never pad, never lie
+            raise ConnectionResetError
         return sent
 
+    async def _emptied(self) -> None:
+        """Until the transport holds nothing back: what we write beside it would overtake."""
+        if self.flow.write_paused:
+            async with asyncio.timeout(self.stall_s):  # its TimeoutError is an OSError
+                await self.flow.drain()
+        if self.transport.is_closing():
+            raise ConnectionResetError
 
-def _file(fd: int) -> BinaryIO:
-    """The descriptor as the loop wants it; closing it stays its owner's affair."""
-    return open(fd, "rb", buffering=0, closefd=False)
+    async def _writable(self) -> None:
+        """Until the socket takes more; TimeoutError where it takes nothing for `stall_s`. A loop watches no descriptor of its transports for us, but a copy."""
+        if self._writing < 0:
+            self._writing = os.dup(self._socket)
+        waiter = self._waiter = self.loop.create_future()
+        self.loop.add_writer(self._writing, self._wake)
+        due = self.loop.call_later(self.stall_s, self._wake, TimeoutError())
+        try:
+            await waiter
+        finally:
+            due.cancel()
+
+    def _wake(self, wrong: OSError | None = None) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        if wrong is None:
+            self._waiter.set_result(None)
+        else:
+            self._waiter.set_exception(wrong)

@@ -3,14 +3,11 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import structlog
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from roomtape.core.errors import RoomtapeError
 from roomtape.core.ports import Store
@@ -48,24 +45,43 @@ class RopeResponse(Response):
         protocol = connection if isinstance(connection, RopeProtocol) else None
         if scope["method"] == "HEAD":
             start = stop
-        async with aclosing(self._blocks(start, stop, files=protocol is not None and scope["scheme"] == "http")) as blocks:
-            ahead = await _to_first_stored(blocks)  # what the store cannot give is said before the head says 200
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            try:
-                for block in ahead:
-                    await _send_block(block, send, protocol)
-                async for block in blocks:
-                    await _send_block(block, send, protocol)
-            except ConnectionResetError:  # the reader went away, as players do with each seek
-                await asyncio.sleep(0)  # the server hears of it before it asks why the answer is not complete
-                return
-            except RoomtapeError as wrong:  # too late to say so: the reader sees that bytes are missing
-                log.warning("answer.cut", code=wrong.code)
-                if protocol is not None:
-                    protocol.transport.abort()
-                await asyncio.sleep(0)
-                return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        out = _Out(send, {"type": "http.response.start", "status": status, "headers": headers}, protocol if scope["scheme"] == "http" else None)
+        try:
+            await self._send(start, stop, out)
+        except ConnectionResetError:  # the reader went away, as players do with each seek
+            await asyncio.sleep(0)  # the server hears of it before it asks why the answer is not complete
+        except RoomtapeError as wrong:
+            if out.ahead is not None:
+                raise
+            log.warning("answer.cut", code=wrong.code)  # too late to say so: the reader sees that bytes are missing
+            if protocol is not None:
+                protocol.transport.abort()
+            await asyncio.sleep(0)
+
+    async def _send(self, start: int, stop: int, out: "_Out") -> None:
+        for part in woven(self.rope.slice(start, stop)):
+            if isinstance(part, Literal):
+                await out.made(part.body)
+            elif isinstance(part, Woven):
+                read = b"".join([block async for block in self.store.read(part.read.key, part.read.offset, part.read.offset + part.read.size)])
+                await out.stored(part.weave(read))
+            elif (fd := self._opened(part) if out.protocol is not None and part.size > _SMALL else None) is not None:
+                try:
+                    await out.file(fd, part)
+                finally:
+                    os.close(fd)
+            else:
+                async for block in self.store.read(part.key, part.offset, part.offset + part.size):
+                    await out.stored(block)
+        await out.end()
+
+    def _opened(self, span: Span) -> int | None:
+        """The file's descriptor; None where there is none, which the store then says itself."""
+        path = self.store.path(span.key)
+        try:
+            return None if path is None else os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
 
     def _head_of(self, status: int, start: int, stop: int) -> list[tuple[bytes, bytes]]:
         headers = [*self.raw_headers]
@@ -89,61 +105,44 @@ class RopeResponse(Response):
             return _OK, 0, self.rope.size
         return (_PARTIAL, *found) if found[0] < found[1] else (_UNSATISFIABLE, 0, 0)
 
-    async def _blocks(self, start: int, stop: int, *, files: bool) -> AsyncGenerator["_Block"]:
-        """The body: bytes, and with `files` open files of which the protocol sends a part by itself."""
-        for part in woven(self.rope.slice(start, stop)):
-            if isinstance(part, Literal):
-                yield _Block(part.body)
-                continue
-            if isinstance(part, Woven):
-                read = b"".join([block async for block in self.store.read(part.read.key, part.read.offset, part.read.offset + part.read.size)])
-                yield _Block(part.weave(read), stored=True)
-                continue
-            path = self.store.path(part.key) if files and part.size > _SMALL else None
-            fd = _opened(path) if path is not None else None
-            if fd is not None:
-                try:
-                    yield _Block(b"", stored=True, fd=fd, span=part)
-                finally:
-                    os.close(fd)
-                continue
-            async for block in self.store.read(part.key, part.offset, part.offset + part.size):
-                yield _Block(block, stored=True)
 
+class _Out:
+    """The answer on its way: what the store cannot give is said before the head says 200, so the head waits for the first bytes that come out of it."""
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Bytes of a body, or a part of an open file. `stored`: not made by us."""
+    def __init__(self, send: Send, head: Message, protocol: RopeProtocol | None) -> None:
+        """`protocol`: sends files by itself."""
+        self.protocol = protocol
+        self.ahead: list[bytes] | None = []  # made by us, waiting for the head; None when that is out
+        self._send, self._head = send, head
 
-    body: bytes
-    stored: bool = False
-    fd: int | None = None
-    span: Span | None = None
+    async def made(self, body: bytes) -> None:
+        if self.ahead is not None:
+            self.ahead.append(body)
+        else:
+            await self._body(body)
 
+    async def stored(self, body: bytes) -> None:
+        await self._begin()
+        await self._body(body)
 
-async def _to_first_stored(blocks: AsyncIterator[_Block]) -> list[_Block]:
-    """The blocks up to the first one that comes out of the store."""
-    ahead = []
-    async for block in blocks:
-        ahead.append(block)
-        if block.stored:
-            break
-    return ahead
+    async def file(self, fd: int, span: Span) -> None:
+        assert self.protocol is not None
+        await self._begin()
+        await self.protocol.send_file(fd, span.offset, span.size)
 
+    async def end(self) -> None:
+        await self._begin()
+        await self._body(b"", more=False)
 
-async def _send_block(block: _Block, send: Send, connection: RopeProtocol | None) -> None:
-    if block.fd is not None and block.span is not None and connection is not None:
-        await connection.send_file(block.fd, block.span.offset, block.span.size)
-    else:
-        await send({"type": "http.response.body", "body": block.body, "more_body": True})
+    async def _begin(self) -> None:
+        if self.ahead is not None:
+            ahead, self.ahead = self.ahead, None
+            await self._send(self._head)
+            for body in ahead:
+                await self._body(body)
 
-
-def _opened(path: Path) -> int | None:
-    """The file's descriptor; None where there is none, which the store then says itself."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
+    async def _body(self, body: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
