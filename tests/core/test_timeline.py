@@ -161,6 +161,22 @@ def test_an_hour_without_media_is_a_hole_of_an_hour() -> None:
     assert zeros([a_file(1, 0), a_file(2, HOUR)]) == [0, HOUR]
 
 
+@pytest.mark.parametrize(("arrived", "zero"), [(HOUR + 4 * S, HOUR), (2 * HOUR, HOUR), (HOUR - 59 * S, HOUR), (8 * S, 4 * S), (None, HOUR)])
+def test_a_hole_up_to_a_time_that_was_still_to_come_is_a_clock_set_forward(arrived: int | None, zero: int) -> None:
+    second, third = a_file(2, HOUR, sound_us=4 * S), a_file(3, HOUR + 4 * S, sound_us=4 * S)
+    files = [a_file(1, 0, sound_us=4 * S), replace(second, arrived_us=arrived), replace(third, arrived_us=arrived and arrived + 4 * S)]
+    spots = place(files, {}, begin_us=0)
+    assert [spot.zero_us for spot in spots] == [0, zero, zero + 4 * S]
+    assert [spot.clock_set for spot in spots] == [False, zero != HOUR, False]
+
+
+def test_a_clock_ahead_that_goes_back_is_read_with_its_shift_again() -> None:
+    """Forward an hour for two files, then right again, as a browser that measures its offset once a minute does."""
+    stated = [0, 4 * S, HOUR + 8 * S, HOUR + 12 * S, 16 * S, 20 * S]
+    files = [replace(a_file(n + 1, at, sound_us=4 * S), arrived_us=n * 4 * S + 5 * S) for n, at in enumerate(stated)]
+    assert zeros(files) == [n * 4 * S for n in range(6)]
+
+
 def test_a_late_file_has_its_place_and_moves_nothing() -> None:
     first, third = a_file(1, 0, sound_us=4 * S), a_file(3, 8 * S + 5_000, sound_us=4 * S)
     without = zeros([first, third])

@@ -234,15 +234,13 @@ def test_a_pause_is_a_gap_and_what_follows_it_stands_where_it_was_said(studio: S
 
 @pytest.mark.parametrize("off_s", [3600.0, -3600.0])
 def test_a_clock_that_is_set_by_an_hour_while_recording_moves_nothing(off_s: float, parts: list[Part], studio: Studio, folder: Path) -> None:
-    moved = [Part(one.body, (one.start_ms or 0) + (off_s * 1000 if number >= 4 else 0)) for number, one in enumerate(parts)]
+    now_ms = time.time() * 1000 - (parts[0].start_ms or 0)  # a start ahead of its arrival is what tells a clock set forward from an hour without media
+    moved = [Part(one.body, (one.start_ms or 0) + now_ms + (off_s * 1000 if number >= 4 else 0)) for number, one in enumerate(parts)]
     take = studio.record(moved)
     assert take.view()["status"] == "completed"
-    if off_s < 0:  # ahead it may be an hour in which nobody recorded
-        assert take.gaps() == []
-        judge(take.download(folder), range(1, COUNT + 1))
-        assert [warning["code"] for warning in take.view()["warnings"]] == ["clock_set"]
-    else:
-        assert sum(gap["end_s"] - gap["start_s"] for gap in take.gaps()) == pytest.approx(3600, abs=1)
+    assert take.gaps() == []
+    judge(take.download(folder), range(1, COUNT + 1))
+    assert [warning["code"] for warning in take.view()["warnings"]] == ["clock_set"]
 
 
 def test_the_live_edge_waits_for_a_missing_segment_and_then_goes_on(studio: Studio, folder: Path) -> None:

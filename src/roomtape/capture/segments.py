@@ -12,6 +12,7 @@ from roomtape.core.errors import BadInput, Conflict, NotFound, RoomtapeError, St
 from roomtape.core.keys import chunk_key
 from roomtape.core.lifecycle import TAKING, ChunkState
 from roomtape.core.model import ClockTrust, StoredIn
+from roomtape.core.timeline import BELIEVED_US
 from roomtape.db import chunks, ledger
 from roomtape.db.database import Connection, Database
 from roomtape.db.rows import Chunk, NewChunk, Recording, Track
@@ -22,8 +23,6 @@ from roomtape.tapes.indexing import Indexed, begins, index_cut, index_head, mapp
 log = structlog.get_logger()
 
 Still = Callable[[Connection], Awaitable[None]]
-
-BELIEVED_US = 60_000_000  # a client's clock that is further away from the arrival of its first segment is not believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

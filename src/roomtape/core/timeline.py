@@ -17,6 +17,7 @@ SAME_US = 3_000  # two recorders give a picture the camera's own time, in whole 
 _WITNESSES = 3
 SETTLE_US = 180_000  # an encoder has settled after so long (seen: the level dips 5.9 dB at its first packet, 2 dB at most after three of 60 ms)
 MAX_OVERLAP_US = 2_000_000  # more is a clock that was set back, not an overlap; the live edge stays so far behind the newest file's end
+BELIEVED_US = 60_000_000  # a clock that is further from the server's, by when its segments came, is not believed
 MAX_SPAN_US = 26 * 3_600_000_000  # a track longer than this is a clock that was set forward: silence over years would fill the memory
 QUIET_HOLE_US = 200_000  # shorter holes are stretched over without a word
 WINDOW_US = 2_000_000
@@ -48,7 +49,8 @@ class Run:
 class FileFacts:
     """One file as placement sees it. `stated_us`: its first sample on the recording's clock, if anybody said so.
 
-    `late`: it came after the live edge had given it up; it is placed, but nothing after it moves.
+    `late`: it came after the live edge had given it up; it is placed, but nothing after it moves. `arrived_us`: when its first bytes came, on the same
+    clock; None where that proves nothing.
     """
 
     index: int
@@ -56,6 +58,7 @@ class FileFacts:
     picture: Run | None = None
     sound: Run | None = None
     late: bool = False
+    arrived_us: int | None = None
 
     @property
     def first_us(self) -> int:
@@ -137,8 +140,10 @@ def _spot(file: FileFacts, chain: Chain | None, mend: Mend | None, begin_us: int
     if file.stated_us is None:
         return _cut(file, after, 0), chain.shift_us
     clock = file.stated_us + chain.shift_us - file.first_us
-    back, ahead = chain.end_us - clock - file.first_us, clock + file.end_us - chain.base_us
-    if back > MAX_OVERLAP_US or (back > 0 and clock + file.first_us <= chain.first_us) or ahead > MAX_SPAN_US:
+    begins, ahead = clock + file.first_us, clock + file.end_us - chain.base_us
+    back = chain.end_us - begins
+    unborn = file.arrived_us is not None and begins > file.arrived_us + BELIEVED_US and -back > BELIEVED_US  # a hole up to a time that was still to come
+    if back > MAX_OVERLAP_US or (back > 0 and begins <= chain.first_us) or ahead > MAX_SPAN_US or unborn:
         return replace(_cut(file, after, 0), clock_set=True), chain.shift_us + after - clock  # from here on it is read with a shift
     touch = _touching(file, chain)
     if mend and chain.file.sound and file.sound and abs(clock - touch - mend.offset_us) <= _MEND_SEARCH_US:

@@ -16,7 +16,7 @@ Pair = tuple[Stream | None, Stream | None]  # of picture and sound, as all pairs
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A segment as the ledger has it. `stated_us`: its first sample on the server's clock; `indexed` is None while it waits, or for ever."""
+    """A segment as the ledger has it. `stated_us`: its first sample, `arrived_us`: its bytes, on the server's clock; `indexed` is None while it waits, or for ever."""
 
     index: int
     key: str
@@ -24,6 +24,7 @@ class Taken:
     stated_us: int | None
     indexed: Index | None
     commit_seq: int
+    arrived_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ class TrackFacts:
         if self.trust is ClockTrust.NONE or segment.stated_us is None:
             return None
         return segment.stated_us + self.shift_us - self.origin_us
+
+    def arrived(self, segment: Taken) -> int | None:
+        """When it came, on the recording's clock; None where that says nothing of what is stated: the shift of a clock that is not believed is a late arrival."""
+        return None if segment.arrived_us is None or self.shift_us else segment.arrived_us - self.origin_us
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,8 @@ def _spots(
         picture, sound = (runs[number] for runs in (whole if belated[number] else timely))
         if picture or sound:
             numbers.append(number)
-            files.append(FileFacts(track.begun[number].index, stated[number], picture, sound, belated[number]))
+            begun = track.begun[number]
+            files.append(FileFacts(begun.index, stated[number], picture, sound, belated[number], facts.arrived(begun)))
     mends = {mend.file: mend for mend in facts.mends} if facts.closed else {}
     spots: list[Spot | None] = [None] * count
     stands = track.before.chain if track.before else None

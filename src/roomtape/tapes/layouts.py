@@ -182,7 +182,7 @@ def _take_in(held: _Held, new: Sequence[Chunk]) -> None:
     for chunk in new:
         if chunk.commit_seq > held.seen:
             indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
-            came[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq)
+            came[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq, _us(chunk.arrived_at))
     if came:
         kept = [one for one in held.taken if one.index not in came]
         held.indexed_bytes += sum(one.indexed.samples.nbytes + one.indexed.patches.nbytes for one in came.values() if one.indexed)
