@@ -116,6 +116,28 @@ async def test_of_ten_who_claim_a_key_one_works_and_a_claim_of_a_dead_one_is_tak
         await answers.keep(connection, TENANT, "user:ann", "key", heir[0], status=201, body=b"made")
     kept, ours = await request(timedelta(0))
     assert (kept.status, kept.body, ours) == (201, b"made", False)
+    assert kept.first_at == dead.first_at
+
+
+async def test_a_key_that_was_given_back_is_free_for_any_request_and_the_same_one_keeps_its_time(database: Database) -> None:
+    async def request(said: str) -> tuple[Answer, bool]:
+        async with database.transaction() as connection:
+            return await answers.claim(connection, TENANT, "user:ann", "key", route="POST /meetings", request_hash=said)
+
+    async def give_back(held: Answer) -> None:
+        async with database.transaction() as connection:
+            await answers.release(connection, TENANT, "user:ann", "key", held)
+
+    first, _ = await request("h")
+    await give_back(first)
+    async with database.transaction() as connection:
+        await people.forget_expired(connection)
+    again, ours = await request("h")
+    assert (ours, again.first_at == first.first_at, again.at > first.at) == (True, True, True)
+    await give_back(again)
+    other, ours = await request("another")
+    assert (ours, other.request_hash, other.first_at > first.first_at) == (True, "another", True)
+    assert not (await request("another"))[1], "it is at work"
 
 
 async def test_a_lease_has_one_holder_and_an_old_fence_holds_nothing(database: Database) -> None:

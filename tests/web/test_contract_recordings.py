@@ -1,6 +1,7 @@
 """Recordings over HTTP: every field, every list, playing and downloading, as the contract has them."""
 
 import hashlib
+import os
 import re
 from datetime import datetime
 from typing import Any
@@ -304,6 +305,42 @@ def test_bytes_that_are_gone_are_said_to_be_before_the_head(house: House, admin:
             (house.store / key).unlink()
         for answer in (admin.get(f"{path}/segments/1"), admin.get(f"{path}/download"), player.get(url), player.get(url)):
             assert problem(answer, 404, "not_found")
+
+
+def test_a_segment_that_is_cut_short_in_the_store_ends_the_connection(house: House, admin: httpx2.Client, running: Taken) -> None:
+    [[key]] = house.sql("SELECT key FROM chunks WHERE recording_id = %s AND index = 2", running.id)
+    stored = house.store / key
+    assert admin.get(f"/api/v1/recordings/{running.id}/segments/2", headers={"range": "bytes=10-19"}).content == stored.read_bytes()[10:20]
+    stored.chmod(0o600)
+    os.truncate(stored, stored.stat().st_size // 2)
+    with pytest.raises(httpx2.TransportError):
+        admin.get(f"/api/v1/recordings/{running.id}/segments/2")
+    assert "Traceback" not in house.log.read_text()
+
+
+def test_lists_have_the_duration_of_what_is_not_completed(admin: httpx2.Client, running: Taken) -> None:
+    def listed() -> float | None:
+        rows: list[Json] = admin.get("/api/v1/recordings", params={"limit": 200}).json()["recordings"]
+        found: float | None = next(row["duration_s"] for row in rows if row["id"] == running.id)
+        return found
+
+    until(lambda: listed() == admin.get(f"/api/v1/recordings/{running.id}").json()["duration_s"], "the duration in the list")
+    assert listed()
+
+
+def test_what_was_over_before_anybody_judged_it_was_live(house: House, admin: httpx2.Client) -> None:
+    taken = begin(admin, name())
+    fill(admin, taken, segments("B-vp9")[:2])
+    house.sql("UPDATE recordings SET health = 'starting' WHERE id = %s", taken.id)
+    assert completed(admin, taken)["health"] == "live"
+
+
+def test_a_browser_that_follows_a_link_to_nothing_gets_a_page(house: House) -> None:
+    with house.client() as browser:
+        for accepted, kind in (("text/html,*/*;q=0.8", "text/html; charset=utf-8"), ("*/*", "application/problem+json")):
+            answer = browser.get("/nosuch", headers={"accept": accepted})
+            assert (answer.status_code, answer.headers["content-type"]) == (404, kind)
+        assert browser.get("/api/v1/nosuch", headers={"accept": "text/html"}).headers["content-type"] == "application/problem+json"
 
 
 def test_what_plays_grows_while_it_is_recorded(admin: httpx2.Client, running: Taken) -> None:

@@ -1,6 +1,8 @@
 """Idempotency-Key on every POST: one effect, one answer, for whoever sent it."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import httpx2
 import psycopg
@@ -17,6 +19,9 @@ def test_a_repetition_gets_the_first_answer_and_does_nothing(house: House, host:
     first, again = host.post(ME, json={"title": "once"}, headers=key), host.post(ME, json={"title": "once"}, headers=key)
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.json() == first.json()
+    made = UUID(first.json()["id"])
+    assert made.version == 7
+    assert abs((made.int >> 80) / 1000 - time.time()) < 60
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
     assert again.headers["content-type"] == first.headers["content-type"]
     assert host.get(ME).json()["total"] == 1

@@ -10,8 +10,10 @@ from roomtape.db.rows import Answer
 
 _CLAIM = """
     INSERT INTO idempotency (tenant_id, subject, key, route, request_hash) VALUES (%(tenant)s, %(subject)s, %(key)s, %(route)s, %(request_hash)s)
-    ON CONFLICT (tenant_id, subject, key) DO UPDATE SET at = clock_timestamp()
-        WHERE idempotency.status IS NULL AND idempotency.request_hash = excluded.request_hash AND idempotency.at < now() - %(stale)s
+    ON CONFLICT (tenant_id, subject, key) DO UPDATE SET at = clock_timestamp(), released = false, route = excluded.route, request_hash = excluded.request_hash,
+            first_at = CASE WHEN idempotency.request_hash = excluded.request_hash THEN idempotency.first_at ELSE clock_timestamp() END
+        WHERE idempotency.status IS NULL
+            AND (idempotency.released OR (idempotency.request_hash = excluded.request_hash AND idempotency.at < now() - %(stale)s))
     RETURNING *
 """
 
@@ -37,6 +39,6 @@ async def keep(connection: Connection, tenant: str, subject: str, key: str, held
 
 
 async def release(connection: Connection, tenant: str, subject: str, key: str, held: Answer) -> None:
-    """Gives the key back: nothing was decided."""
-    query = "DELETE FROM idempotency WHERE tenant_id = %s AND subject = %s AND key = %s AND status IS NULL AND at = %s"
+    """Gives the key back: nothing was decided. What was done all the same has the ids that the same request gets again."""
+    query = "UPDATE idempotency SET released = true WHERE tenant_id = %s AND subject = %s AND key = %s AND status IS NULL AND at = %s"
     await connection.execute(query, [tenant, subject, key, held.at])

@@ -295,6 +295,12 @@ async def set_fields(connection: Connection, recording_id: UUID, fields: Mapping
     return changed
 
 
+async def note_duration(connection: Connection, recording_id: UUID, duration_us: int) -> None:
+    """What lists say of a recording that goes on; of a completed one its file is measured, and nothing else counts."""
+    query = "UPDATE recordings SET duration_us = %s WHERE id = %s AND completed_at IS NULL"
+    await connection.execute(query, [duration_us, recording_id])
+
+
 async def set_health(connection: Connection, recording_id: UUID, health: str) -> None:
     """Notes what the media says, with an event when it changed."""
     query = "UPDATE recordings SET health = %(health)s WHERE id = %(id)s AND health <> %(health)s RETURNING health"

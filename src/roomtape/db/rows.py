@@ -47,7 +47,7 @@ class Participant:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """`bytes` is what has been taken so far; duration_us … fps are measured when the recording is completed."""
+    """`bytes` is what has been taken so far; duration_us (which grows until then) … fps are measured when the recording is completed."""
 
     id: UUID
     tenant_id: str
@@ -275,13 +275,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an Idempotency-Key has seen: `status` is None while the first request is still at work."""
+    """What an Idempotency-Key has seen: `status` is None while the first request is still at work; `first_at` stays when that is tried again."""
 
     route: str
     request_hash: str
     status: int | None
     body: bytes | None
     at: datetime
+    first_at: datetime
 
 
 def row_of(cls: type[Row]) -> Callable[[AsyncCursor[Any]], Callable[[Sequence[Any]], Row]]:

@@ -120,7 +120,7 @@ def whole_view(tape: Tape, meeting: Meeting, people: Sequence[Participant], arti
     view = short_view(recording, meeting, spooled=spooled)
     main = tape.main()
     if main is not None:
-        view |= measured(tape.layouts[main], keep_duration=recording.duration_us)
+        view |= measured(tape.layouts[main], keep_duration=recording.duration_us if recording.status is Status.COMPLETED else None)
         view["rendition"] = "original" if len(tape.layouts) == 1 else f"track:{main}"
     view |= {
         "participants": [person_view(person) for person in people],

@@ -117,13 +117,16 @@ class Layouts:
         self._fresh[recording.id] = recording
 
     async def keep_warm(self, *, every_s: float = 10.0) -> None:
-        """Looks at what was noted, for ever, but seldom: laying out some segments costs as much as one."""
+        """Looks at what was noted, for ever, but seldom: laying out some segments costs as much as one. Lists have their durations from here."""
         while True:
             await asyncio.sleep(every_s)
             noted, self._fresh = self._fresh, {}
             for recording in noted.values():
                 try:
-                    await self.tape(recording)
+                    tape = await self.tape(recording)
+                    if (main := tape.main()) is not None:
+                        async with self._database.transaction() as connection:
+                            await ledger.note_duration(connection, recording.id, tape.layouts[main].end_us)
                 except RoomtapeError as wrong:
                     log.warning("layout.cold", recording=str(recording.id), code=wrong.code)
 

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 _KEY_LIMIT = 255
 _NOT_KEPT = (STREAMED, "/playback")  # a segment is idempotent by itself; a playback's answer holds a token, and tokens are stored as digests only
-_SEED = "roomtape.seed"
+_NAMING = "roomtape.naming"
 
 
 class Idempotency:
@@ -67,7 +67,7 @@ class Idempotency:
             held, ours = await answers.claim(connection, subject.tenant, subject.label, key, route=request.url.path, request_hash=digest)
         if not ours:
             return _repeated(held, digest)
-        request.scope[_SEED] = f"{subject.tenant}\n{subject.label}\n{key}\n{digest}"
+        request.scope[_NAMING] = Naming(f"{subject.tenant}\n{subject.label}\n{key}\n{digest}", round(held.first_at.timestamp() * 1000))
         try:
             await self.app(request.scope, heard.receive, heard.send)
         finally:
@@ -100,18 +100,19 @@ def _repeated(seen: Answer, digest: str) -> Response:
 class Naming:
     """Ids for what a request makes. With an Idempotency-Key they follow from it: a second try whose first one's answer was lost finds what that one made."""
 
-    seed: str | None
+    seed: str = ""
+    at_ms: int = 0
 
     def id_of(self, kind: str) -> UUID:
-        """The id of the one `kind` of thing that this request makes: a UUIDv8 of the key, else a fresh UUIDv7."""
-        if self.seed is None:
+        """The id of the one `kind` of thing that this request makes: a UUIDv7 of the time at which the key first came, the rest by the key; else a fresh one."""
+        if not self.seed:
             return uuid7()
-        number = int.from_bytes(sha256(f"{kind}\n{self.seed}".encode()).digest()[:16])
-        return UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)  # RFC 9562, version 8
+        rest = int.from_bytes(sha256(f"{kind}\n{self.seed}".encode()).digest()[:10])
+        return UUID(int=self.at_ms << 80 | rest & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)  # RFC 9562, 5.7
 
 
 def _naming(request: Request) -> Naming:
-    return Naming(request.scope.get(_SEED))
+    return request.scope.get(_NAMING) or Naming()
 
 
 Named = Annotated[Naming, Depends(_naming)]

@@ -120,6 +120,11 @@ async def login_page(request: Request, *, token: str = "", refused: str = "", ta
     return await page(request, "login.html", status=401 if refused else 200, token=token, refused=refused, next=target)
 
 
+async def not_found(request: Request, sentence: str) -> HTMLResponse:
+    """What a person sees who followed a link to nothing."""
+    return await page(request, "not_found.html", subject=await _subject(request), status=404, sentence=sentence)
+
+
 async def _subject(request: Request) -> Subject | None:
     services: PageServices = request.app.state.pages
     return await services.current_subject(request)
@@ -170,7 +175,7 @@ async def recording(request: Request, recording_id: str) -> Response:
     try:
         found = await services.recording_view(subject or Subject(), recording_id)
     except (NotFound, Forbidden, NotSignedIn):
-        return await page(request, "not_found.html", subject=subject, status=404) if subject else _to_login(request)
+        return await not_found(request, "There is no recording here that you may see.") if subject else _to_login(request)
     return await page(request, "recording.html", subject=subject, recording=found, may=rights(subject or Subject(), found))
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from roomtape.core.access import Standing
 from roomtape.core.errors import BadInput, NotFound, NotSignedIn, RoomtapeError, TooLarge
+from roomtape.web import pages
 from roomtape.web.identity import subject_of
 
 log = structlog.get_logger()
@@ -54,8 +55,10 @@ async def _unknown(request: Request) -> JSONResponse:
     return await _ours(request, NotSignedIn() if subject.standing is Standing.ANONYMOUS else NotFound())
 
 
-async def _plain(_: Request, wrong: Exception) -> JSONResponse:
+async def _plain(request: Request, wrong: Exception) -> Response:
     assert isinstance(wrong, HTTPException)
+    if wrong.status_code == HTTPStatus.NOT_FOUND and not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", ""):
+        return await pages.not_found(request, "There is no such page.")
     codes = {400: "bad_request", 404: NotFound.default_code, 405: "method_not_allowed", 413: TooLarge.default_code}
     sentences = {404: "There is no such page or route.", 405: "This route does not take this method."}
     return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))

@@ -125,22 +125,26 @@ class RopeProtocol(HttpToolsProtocol):
             self._watch.cancel()
             self._watch = None
 
-    async def send_file(self, fd: int, offset: int, size: int) -> None:
-        """Sends bytes of an open file as part of the running response's body, without bringing them into this process. The response states its length.
+    async def send_file(self, fd: int, offset: int, size: int) -> int:
+        """Sends bytes of an open file as part of the running response's body, without bringing them into this process; how many: fewer where the file ends.
 
-        Raises ConnectionError when the reader is gone or too slow, see `stall_s`. The loop's own sendfile costs as much as 300 kB of sending.
+        The response states its length. Raises ConnectionError when the reader is gone or too slow, see `stall_s`. The loop's own sendfile costs as much
+        as 300 kB of sending.
         """
-        end = offset + size
+        at, end = offset, offset + size
         try:
-            while offset < end:
+            while at < end:
                 await self._emptied()
-                count = min(end - offset, _AT_ONCE)
-                sent = await self._hand_over(fd, offset, count)
-                self._answering.expected_content_length -= sent
-                offset += sent
-                if sent < count:
+                count = min(end - at, _AT_ONCE)
+                sent = self._hand_over(fd, at, count)
+                if sent == 0:
+                    break
+                if sent is not None:
+                    self._answering.expected_content_length -= sent
+                    at += sent
+                if sent != count:
                     await self._writable()
-                elif offset < end:
+                elif at < end:
                     await asyncio.sleep(0)  # a reader as fast as we are is not alone
         except OSError as gone:
             self.transport.abort()
@@ -148,22 +152,20 @@ class RopeProtocol(HttpToolsProtocol):
         finally:
             if self._writing >= 0:
                 self.loop.remove_writer(self._writing)
+        return at - offset
 
-    async def _hand_over(self, fd: int, offset: int, count: int) -> int:
-        """By sendfile; where the file system cannot, by reading. Returns how many bytes the socket took."""
+    def _hand_over(self, fd: int, offset: int, count: int) -> int | None:
+        """By sendfile; where the file system cannot, by reading. How many bytes were taken: 0 at the file's end, None while the socket is full."""
         try:
-            sent = os.sendfile(self._socket, fd, offset, count)
+            return os.sendfile(self._socket, fd, offset, count)
         except BlockingIOError:
-            return 0
+            return None
         except OSError as wrong:
             if wrong.errno not in _NO_SENDFILE:
                 raise
-            block = os.pread(fd, min(count, _QUEUE), offset)
-            self.transport.write(block)
-            sent = len(block)
-        if not sent:  # the object is shorter than its row says: never pad, never lie
-            raise ConnectionResetError
-        return sent
+        block = os.pread(fd, min(count, _QUEUE), offset)
+        self.transport.write(block)
+        return len(block)
 
     async def _emptied(self) -> None:
         """Until the transport holds nothing back: what we write beside it would overtake."""

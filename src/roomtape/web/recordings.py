@@ -3,18 +3,16 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from roomtape.capture import control
 from roomtape.core.access import Standing, Subject, Verb
 from roomtape.core.errors import BadInput, Conflict, NotFound, NotSignedIn
-from roomtape.core.model import StoredIn
+from roomtape.core.rope import Rope, Span
 from roomtape.db import access, chunks, ledger, outbox
 from roomtape.db.database import Connection
 from roomtape.db.rows import Recording
@@ -23,6 +21,7 @@ from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, 
 from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by, started
+from roomtape.web.ropes import RopeResponse
 from roomtape.web.route import Route, of
 from roomtape.web.schemas import MeetingAsked, RecordingPatch, StartByRoom
 from roomtape.web.services import Of, Services
@@ -206,7 +205,7 @@ async def list_segments(recording_id: UUID, services: Of, subject: Asker, track_
 
 
 @router.get("/{recording_id}/segments/{index}", response_class=Response, responses=of("application/octet-stream"))
-async def get_segment(recording_id: UUID, index: int, services: Of, subject: Asker, track_id: str = "1") -> StreamingResponse:
+async def get_segment(recording_id: UUID, index: int, services: Of, subject: Asker, track_id: str = "1") -> RopeResponse:
     """The very bytes that were taken."""
     async with services.database.transaction() as connection:
         recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW_ORIGINALS)
@@ -216,18 +215,9 @@ async def get_segment(recording_id: UUID, index: int, services: Of, subject: Ask
     if chunk.lost:
         raise NotFound("The bytes of this segment were taken and are lost.", code="segment_lost")
     headers = {
-        "content-length": str(chunk.size_bytes),
-        "etag": f'"{chunk.sha256}"',
         "content-disposition": f'attachment; filename="segment-{index}"',
         "x-content-type-options": "nosniff",
         "cache-control": "private, no-store",
     }
-    body = services.store.read(chunk.key, where=StoredIn(chunk.stored_in))
-    first = await anext(body, b"")  # what the store cannot give is said before the head says 200
-    return StreamingResponse(_after(first, body), media_type="application/octet-stream", headers=headers)
-
-
-async def _after(first: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in body:
-        yield piece
+    rope = Rope.of([Span(chunk.key, 0, chunk.size_bytes)])
+    return RopeResponse(rope, services.store, media_type="application/octet-stream", etag=chunk.sha256, headers=headers)

@@ -9,7 +9,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from roomtape.core.errors import RoomtapeError
+from roomtape.core.errors import RoomtapeError, Unavailable
 from roomtape.core.ports import Store
 from roomtape.core.rope import Literal, Rope, Span, Woven, woven
 from roomtape.web.protocol import RopeProtocol
@@ -45,7 +45,7 @@ class RopeResponse(Response):
         protocol = connection if isinstance(connection, RopeProtocol) else None
         if scope["method"] == "HEAD":
             start = stop
-        out = _Out(send, {"type": "http.response.start", "status": status, "headers": headers}, protocol if scope["scheme"] == "http" else None)
+        out = _Out(send, {"type": "http.response.start", "status": status, "headers": headers}, protocol if scope["scheme"] == "http" else None, stop - start)
         try:
             await self._send(start, stop, out)
         except ConnectionResetError:  # the reader went away, as players do with each seek
@@ -60,6 +60,7 @@ class RopeResponse(Response):
 
     async def _send(self, start: int, stop: int, out: "_Out") -> None:
         for part in woven(self.rope.slice(start, stop)):
+            due = out.left - part.size
             if isinstance(part, Literal):
                 await out.made(part.body)
             elif isinstance(part, Woven):
@@ -73,6 +74,8 @@ class RopeResponse(Response):
             else:
                 async for block in self.store.read(part.key, part.offset, part.offset + part.size):
                     await out.stored(block)
+            if out.left != due:
+                raise Unavailable("A stored object is shorter than what was taken.", code="object_short")  # never pad, never lie
         await out.end()
 
     def _opened(self, span: Span) -> int | None:
@@ -109,26 +112,29 @@ class RopeResponse(Response):
 class _Out:
     """The answer on its way: what the store cannot give is said before the head says 200, so the head waits for the first bytes that come out of it."""
 
-    def __init__(self, send: Send, head: Message, protocol: RopeProtocol | None) -> None:
-        """`protocol`: sends files by itself."""
+    def __init__(self, send: Send, head: Message, protocol: RopeProtocol | None, size: int) -> None:
+        """`protocol`: sends files by itself. `size`: bytes of the body, of which `left` are to come."""
         self.protocol = protocol
+        self.left = size
         self.ahead: list[bytes] | None = []  # made by us, waiting for the head; None when that is out
         self._send, self._head = send, head
 
     async def made(self, body: bytes) -> None:
+        self.left -= len(body)
         if self.ahead is not None:
             self.ahead.append(body)
         else:
             await self._body(body)
 
     async def stored(self, body: bytes) -> None:
+        self.left -= len(body)
         await self._begin()
         await self._body(body)
 
     async def file(self, fd: int, span: Span) -> None:
         assert self.protocol is not None
         await self._begin()
-        await self.protocol.send_file(fd, span.offset, span.size)
+        self.left -= await self.protocol.send_file(fd, span.offset, span.size)
 
     async def end(self) -> None:
         await self._begin()

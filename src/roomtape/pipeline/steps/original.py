@@ -10,6 +10,7 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from roomtape.core.errors import NotFound
+from roomtape.core.lifecycle import Health
 from roomtape.core.rope import Literal, Rope, Woven, woven
 from roomtape.db import artifacts, jobs, ledger
 from roomtape.db.database import Database
@@ -54,6 +55,8 @@ async def make(database: Database, store: SpooledStore, runner: Runner, work: Pa
             if old.kind == KIND and old.id != artifact.id:
                 await artifacts.drop_artifact(connection, old.id)
         await ledger.set_fields(connection, tape.recording.id, fields)
+        if tape.recording.health is Health.STARTING:  # it was over before anybody judged it
+            await ledger.set_health(connection, tape.recording.id, Health.LIVE)
 
 
 def _measured(layout: Layout) -> dict[str, Any]:
