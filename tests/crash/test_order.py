@@ -1,6 +1,8 @@
 """An ack stands on: bytes written, fsynced, renamed, the name fsynced, the row committed; only then 201 goes out."""
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +68,27 @@ def test_the_fsync_above_a_new_folder_is_missed(calls: list[Call]) -> None:
     for parent, name, made in _folders(calls):
         left = [call for call in calls if not (call.begin > made and _synced(call, parent))]
         assert faults(left), (parent, name)
+
+
+_DELETION = """
+import asyncio, sys
+from pathlib import Path
+from roomtape.storage.local import LocalStore
+asyncio.run(LocalStore(Path(sys.argv[1])).delete("a/b/1.webm"))
+"""
+
+
+def test_what_was_deleted_does_not_come_back_with_the_power(tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "1.webm").write_bytes(b"x")
+    log = tmp_path / "log"
+    command = [strace(), "-f", "-y", "-o", str(log), "-e", "trace=unlinkat,unlink,fsync,fdatasync", sys.executable, "-c", _DELETION, str(tmp_path / "store")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert not folder.exists()
+    calls = parsed(log.read_text())
+    gone = next(call for call in calls if call.name.startswith("unlink") and "1.webm" in call.arguments)
+    assert any(_synced(call, str(folder)) for call in calls if call.begin > gone.end)
 
 
 def test_calls_that_threads_interleave_are_put_together() -> None:
