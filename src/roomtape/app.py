@@ -41,7 +41,7 @@ from roomtape.tapes.layouts import Layouts
 from roomtape.tapes.whole import Ropes
 from roomtape.web.protocol import RopeProtocol
 from roomtape.web.services import Services
-from roomtape.web.site import site
+from roomtape.web.site import around, site
 from roomtape.web.tokens import TokenJudge
 from roomtape.worker import register, spool_mover
 from roomtape.worker import work as work_on
@@ -167,7 +167,7 @@ def serve(settings: Settings, fd: int | None, ready: Ready) -> None:
     _open_more_files()
     sock = socket.socket(fileno=fd) if fd is not None else listen(settings.host, settings.port)
     config = uvicorn.Config(
-        _application(settings, lambda: ready(_url(sock))),
+        around(_application(settings, lambda: ready(_url(sock)))),
         http=RopeProtocol,
         loop="asyncio",
         ws="none",

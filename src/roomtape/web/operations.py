@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,12 +22,20 @@ from roomtape.web.services import Of
 
 router = APIRouter(tags=["operations"])
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REGISTRY = CollectorRegistry()
 _REQUESTS = Counter("roomtape_requests_total", "Requests answered", ["method", "status"], registry=REGISTRY)
 _SECONDS = Histogram("roomtape_request_seconds", "Until the answer's head was sent", ["method"], registry=REGISTRY)
 _RECORDINGS = Gauge("roomtape_recordings", "Recordings by status", ["status"], registry=REGISTRY)
 _SPOOL = Gauge("roomtape_store_trouble", "1 while the store fails and uploads wait in the spool", registry=REGISTRY)
 _FREE = Gauge("roomtape_free_bytes", "Room on the disk that takes uploads", registry=REGISTRY)
+
+
+@lru_cache(1024)
+def _counted(method: str, status: int) -> tuple[Counter, Histogram]:
+    """The series of such answers; a method nobody knows has no series of its own, for anybody can send any word."""
+    known = method if method in _METHODS else "other"
+    return _REQUESTS.labels(known, status), _SECONDS.labels(known)
 
 
 class Measured:
@@ -43,8 +52,9 @@ class Measured:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _REQUESTS.labels(scope["method"], message["status"]).inc()
-                _SECONDS.labels(scope["method"]).observe(time.perf_counter() - begun)
+                count, seconds = _counted(scope["method"], message["status"])
+                count.inc()
+                seconds.observe(time.perf_counter() - begun)
             await send(message)
 
         with suppress(ClientDisconnect):  # who sent a body and has gone hears no answer; it is no crash of ours

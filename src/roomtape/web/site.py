@@ -8,6 +8,7 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.security import APIKeyCookie, HTTPBearer
+from starlette.types import ASGIApp
 
 from roomtape import __version__
 from roomtape.core.access import Standing, Subject
@@ -98,8 +99,6 @@ def site(services: Services) -> FastAPI:
     problems.install(app)
     app.add_middleware(idempotency.Idempotency)
     app.add_middleware(envelope.Envelope)
-    app.add_middleware(lane.FastLane)
-    app.add_middleware(operations.Measured)
     api = APIRouter(prefix="/api/v1")
     for router in (segmented.router, meetings.router, recordings.router, media.router, media.by_token, events.router):
         api.include_router(router)
@@ -110,3 +109,8 @@ def site(services: Services) -> FastAPI:
     app.include_router(pages.router)
     app.mount("/static", pages.static, name="static")
     return app
+
+
+def around(app: ASGIApp) -> ASGIApp:
+    """What stands outside of the application: ranges that were just found go past all of it."""
+    return operations.Measured(lane.FastLane(app))
