@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import signal
@@ -20,11 +21,12 @@ import httpx2
 import psycopg
 from joserfc import jwt
 from joserfc.jwk import OctKey
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from roomtape import app
 from roomtape.settings import Settings
 from roomtape.testing.servers import free_port
+from roomtape.web.site import site
 
 CHROMIUM = Path(__file__).parents[1] / "data" / "chromium"
 SECRET = "a secret that only the host application knows"
@@ -70,6 +72,27 @@ class Taken:
     host: str
 
 
+@functools.cache
+def routes() -> list[Any]:
+    """Every route of the application as FastAPI serves it: path, methods, responses."""
+    return [route for router in site(None).routes if hasattr(router, "effective_route_contexts") for route in router.effective_route_contexts()]  # type: ignore[arg-type]
+
+
+def as_described(answer: httpx2.Response) -> None:
+    """Every JSON that a test gets is what the API's description says of its route."""
+    kind = answer.headers.get("content-type", "")
+    if answer.is_error or kind != "application/json" or answer.url.path == "/api/v1/openapi.json":
+        return
+    answer.read()
+    method = answer.request.method
+    route = next(route for route in routes() if method in route.methods and route.path_regex.fullmatch(answer.url.path))
+    shape: type[BaseModel] = route.responses[answer.status_code]["model"]
+    try:
+        shape.model_validate_json(answer.content, strict=True)
+    except ValidationError as wrong:
+        raise AssertionError(f"{method} {answer.url.path} does not answer as described: {wrong}\n{answer.text[:2000]}") from wrong
+
+
 @dataclass
 class House:
     """Where it listens, and what a test may look into."""
@@ -102,7 +125,10 @@ class House:
 
     def client(self, bearer: str | None = None, *, user: str | None = None) -> httpx2.Client:
         headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
-        return httpx2.Client(base_url=self.url, headers=headers | ({"roomtape-user": user} if user else {}), timeout=30, trust_env=False, verify=_TLS)
+        hooks: dict[str, list[Any]] = {"response": [as_described]}
+        return httpx2.Client(
+            base_url=self.url, headers=headers | ({"roomtape-user": user} if user else {}), timeout=30, trust_env=False, verify=_TLS, event_hooks=hooks
+        )
 
     def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Looks into the database, or puts something there that no route can."""

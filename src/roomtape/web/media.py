@@ -19,6 +19,7 @@ from roomtape.library import playback
 from roomtape.library.doorkeeper import facts_of, recording_for
 from roomtape.tapes.layouts import Tape
 from roomtape.tapes.whole import FORMATS
+from roomtape.web import shapes
 from roomtape.web.identity import Asker, subject_of
 from roomtape.web.ropes import RopeResponse
 from roomtape.web.route import Route, of
@@ -72,7 +73,7 @@ def _label(subject: Subject, role: Role | None) -> str:
     return f"{subject.standing.value}|{stated}|{subject.key or ''}|{subject.user_id or ''}"
 
 
-@router.post("/playback", tags=["playback"])
+@router.post("/playback", tags=["playback"], responses=shapes.says(shapes.Playback))
 async def create_playback(recording_id: UUID, services: Of, subject: Asker, asked: PlaybackAsked | None = None) -> dict[str, Any]:
     """URLs for players, with a token of their own; posting the token again prolongs it and leaves the URLs as they are."""
     asked = asked or PlaybackAsked()
@@ -124,7 +125,7 @@ async def get_hls_fragment(track: str, start_us: int, stop_us: int, services: Of
     return _rope(services, playback.fragment(tape, name, start_us, stop_us), "video/mp4", f"{tape.marks[name]}-{start_us}-{stop_us}")
 
 
-@by_token.get("/stream.json")
+@by_token.get("/stream.json", responses=shapes.says(shapes.Stream))
 async def get_stream(services: Of, viewed: Viewed, after: Annotated[int, Query(ge=0)] = 0) -> JSONResponse:
     """What Media Source can append, in the order of commits."""
     return JSONResponse(playback.stream(await _tape(services, viewed), viewed[1], after), headers=_PRIVATE)

@@ -15,6 +15,7 @@ from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_for, subjects_of
+from roomtape.web import shapes
 from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.route import Route
@@ -55,14 +56,14 @@ async def made_by(connection: Connection, subject: Subject, asked: MeetingAsked,
         raise Conflict(taken.message, code="room_code_taken") from taken  # a stranger hears no id
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=shapes.says(shapes.Meeting, 201))
 async def create_meeting(asked: MeetingAsked, services: Of, subject: Asker, naming: Named) -> View:
     """Makes a meeting; the host (else the user who asks) becomes its HOST."""
     async with services.database.transaction() as connection:
         return await view_of(connection, await made_by(connection, subject, asked, naming))
 
 
-@router.get("")
+@router.get("", responses=shapes.says(shapes.Meetings))
 async def list_meetings(request: Request, response: Response, services: Of, subject: Asker, limit: Limit = 50, offset: Offset = 0) -> View:
     """The meetings one hosts or takes part in; an admin sees all."""
     if subject.standing is Standing.ANONYMOUS:
@@ -78,14 +79,14 @@ async def list_meetings(request: Request, response: Response, services: Of, subj
     return {"meetings": views, **counted(total), "limit": limit, "offset": offset}
 
 
-@router.get("/{meeting_id}")
+@router.get("/{meeting_id}", responses=shapes.says(shapes.Meeting))
 async def get_meeting(meeting_id: str, services: Of, subject: Asker) -> View:
     """A meeting by its id or room code."""
     async with services.database.transaction() as connection:
         return await view_of(connection, await meeting_for(connection, subject, meeting_id, Verb.SEE_MEETING))
 
 
-@router.put("/{meeting_id}/metadata")
+@router.put("/{meeting_id}/metadata", responses=shapes.says(shapes.Meeting))
 async def put_metadata(meeting_id: str, metadata: Free, services: Of, subject: Asker) -> View:
     """Replaces the meeting's free metadata."""
     async with services.database.transaction() as connection:
@@ -93,7 +94,7 @@ async def put_metadata(meeting_id: str, metadata: Free, services: Of, subject: A
         return await view_of(connection, await ledger.set_metadata(connection, meeting.tenant_id, meeting.id, metadata))
 
 
-@router.put("/{meeting_id}/participants/{user_id:path}")
+@router.put("/{meeting_id}/participants/{user_id:path}", responses=shapes.says(shapes.Person))
 async def put_participant(meeting_id: str, user_id: UserId, asked: ParticipantAsked, services: Of, subject: Asker) -> View:
     """Joins or updates a participant."""
     async with services.database.transaction() as connection:
@@ -101,7 +102,7 @@ async def put_participant(meeting_id: str, user_id: UserId, asked: ParticipantAs
         return catalog.person_view(await ledger.put_participant(connection, meeting.id, user_id, full_name=asked.full_name, role=asked.role.value))
 
 
-@router.delete("/{meeting_id}/participants/{user_id:path}")
+@router.delete("/{meeting_id}/participants/{user_id:path}", responses=shapes.says(shapes.Person))
 async def remove_participant(meeting_id: str, user_id: UserId, services: Of, subject: Asker) -> View:
     """The participant left."""
     async with services.database.transaction() as connection:
@@ -109,7 +110,7 @@ async def remove_participant(meeting_id: str, user_id: UserId, services: Of, sub
         return catalog.person_view(await ledger.leave_participant(connection, meeting.id, user_id))
 
 
-@router.post("/{meeting_id}/recording/start", status_code=201)
+@router.post("/{meeting_id}/recording/start", status_code=201, responses=shapes.says(shapes.Recording, 201))
 async def start_meeting_recording(meeting_id: str, services: Of, subject: Asker, naming: Named, asked: RecordingAsked | None = None) -> View:
     """Starts a recording of the meeting."""
     asked = asked or RecordingAsked()
@@ -147,25 +148,25 @@ async def _moved(meeting_id: str, services: Services, subject: Subject, target: 
     return await whole(services, subject, newest.id, deleted=True)
 
 
-@router.post("/{meeting_id}/recording/stop")
+@router.post("/{meeting_id}/recording/stop", responses=shapes.says(shapes.Recording))
 async def stop_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """Stops the recording; again: the same answer."""
     return await _moved(meeting_id, services, subject, Status.STOPPED)
 
 
-@router.post("/{meeting_id}/recording/pause")
+@router.post("/{meeting_id}/recording/pause", responses=shapes.says(shapes.Recording))
 async def pause_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """Pauses the recording."""
     return await _moved(meeting_id, services, subject, Status.PAUSED)
 
 
-@router.post("/{meeting_id}/recording/resume")
+@router.post("/{meeting_id}/recording/resume", responses=shapes.says(shapes.Recording))
 async def resume_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """Resumes a paused recording."""
     return await _moved(meeting_id, services, subject, Status.RECORDING)
 
 
-@router.post("/{meeting_id}/recording/discard")
+@router.post("/{meeting_id}/recording/discard", responses=shapes.says(shapes.Recording))
 async def discard_meeting_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """Stops the recording and puts it into the trash; one that complete-recording has closed needs the right to delete it."""
     async with services.database.transaction() as connection:
@@ -178,7 +179,7 @@ async def discard_meeting_recording(meeting_id: str, services: Of, subject: Aske
     return await whole(services, subject, newest.id, deleted=True)
 
 
-@router.get("/{meeting_id}/recording")
+@router.get("/{meeting_id}/recording", responses=shapes.says(shapes.Live))
 async def get_live_recording(meeting_id: str, services: Of, subject: Asker) -> View:
     """The open recording's live state."""
     async with services.database.transaction() as connection:
@@ -190,7 +191,7 @@ async def get_live_recording(meeting_id: str, services: Of, subject: Asker) -> V
     return catalog.live_view(tape.recording, tape, datetime.now(UTC))
 
 
-@router.get("/{meeting_id}/recordings")
+@router.get("/{meeting_id}/recordings", responses=shapes.says(shapes.MeetingRecordings))
 async def list_meeting_recordings(
     request: Request, response: Response, meeting_id: str, services: Of, subject: Asker, status: Statuses = None, limit: Limit = 50, offset: Offset = 0
 ) -> View:

@@ -16,8 +16,9 @@ from roomtape import __version__
 from roomtape.core.access import Standing
 from roomtape.core.errors import Forbidden, NotSignedIn, RoomtapeError
 from roomtape.db import ledger
-from roomtape.web import pages, problems
+from roomtape.web import pages, problems, shapes
 from roomtape.web.identity import Asker
+from roomtape.web.route import of
 from roomtape.web.services import Of
 
 router = APIRouter(tags=["operations"])
@@ -61,7 +62,7 @@ class Measured:
             await self.app(scope, receive, counted)
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=shapes.says(shapes.ServiceHealth))
 async def get_health(request: Request, services: Of) -> JSONResponse:
     """Whether this process lives, what troubles it (first what uploads are refused for), and how decoders are locked in."""
     refused = await asyncio.to_thread(services.disk.trouble)
@@ -70,7 +71,7 @@ async def get_health(request: Request, services: Of) -> JSONResponse:
     return JSONResponse({**view, "sandbox": getattr(request.app.state, "sandbox", None)})
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=shapes.says(shapes.Ready))
 async def get_readiness(services: Of) -> JSONResponse:
     """Whether requests can be answered: the database does."""
     try:
@@ -80,7 +81,7 @@ async def get_readiness(services: Of) -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=of("text/plain"))
 async def get_metrics(services: Of, subject: Asker) -> Response:
     """Numbers for Prometheus; with an admin's key, for they tell how busy an organisation is."""
     if subject.standing is Standing.ANONYMOUS:

@@ -18,6 +18,7 @@ from roomtape.db.database import Connection
 from roomtape.db.rows import Recording
 from roomtape.library import catalog
 from roomtape.library.doorkeeper import acting_for, meeting_for, recording_for, subjects_of
+from roomtape.web import shapes
 from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
 from roomtape.web.meetings import made_by, started
@@ -30,7 +31,7 @@ from roomtape.web.views import Limit, Statuses, View, counted, link, link_offset
 router = APIRouter(prefix="/recordings", tags=["recordings"], route_class=Route)
 
 
-@router.post("/start", status_code=201)
+@router.post("/start", status_code=201, responses=shapes.says(shapes.Recording, 201))
 async def start_recording_by_room(asked: StartByRoom, services: Of, subject: Asker, naming: Named) -> View:
     """Starts a recording by room; the room is made if the caller may."""
     room = asked.room_code or asked.room_id
@@ -53,7 +54,7 @@ async def _make(connection: Connection, subject: Subject, room: MeetingAsked, na
             raise
 
 
-@router.post("/{recording_id}/stop", status_code=202)
+@router.post("/{recording_id}/stop", status_code=202, responses=shapes.says(shapes.Recording, 202))
 async def stop_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Stops a recording; what is there plays at once."""
     async with services.database.transaction() as connection:
@@ -62,7 +63,7 @@ async def stop_recording(recording_id: UUID, services: Of, subject: Asker) -> Vi
     return await whole(services, subject, recording_id)
 
 
-@router.get("")
+@router.get("", responses=shapes.says(shapes.RecordingsPage))
 async def list_recordings(
     request: Request,
     response: Response,
@@ -121,13 +122,13 @@ def _cursor(text: str) -> tuple[datetime, UUID]:
         raise BadInput("This cursor is not one of ours: take `next_cursor` as it is.", code="bad_cursor") from wrong
 
 
-@router.get("/{recording_id}")
+@router.get("/{recording_id}", responses=shapes.says(shapes.Recording))
 async def get_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Everything about a recording."""
     return await whole(services, subject, recording_id)
 
 
-@router.get("/{recording_id}/status")
+@router.get("/{recording_id}/status", responses=shapes.says(shapes.RecordingStatus))
 async def get_recording_status(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Where a recording stands, in short."""
     async with services.database.transaction() as connection:
@@ -136,7 +137,7 @@ async def get_recording_status(recording_id: UUID, services: Of, subject: Asker)
     return catalog.status_view(recording, len(waiting))
 
 
-@router.patch("/{recording_id}")
+@router.patch("/{recording_id}", responses=shapes.says(shapes.Recording))
 async def patch_recording(recording_id: UUID, asked: RecordingPatch, services: Of, subject: Asker) -> View:
     """Changes title, description, visibility, expires_at or legal_hold."""
     said = {name: getattr(asked, name) for name in asked.model_fields_set}
@@ -149,7 +150,7 @@ async def patch_recording(recording_id: UUID, asked: RecordingPatch, services: O
     return await whole(services, subject, recording_id)
 
 
-@router.delete("/{recording_id}")
+@router.delete("/{recording_id}", responses=shapes.says(shapes.Recording))
 async def delete_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Puts a recording into the trash; it is gone for good after ROOMTAPE_TRASH_DAYS."""
     async with services.database.transaction() as connection:
@@ -158,7 +159,7 @@ async def delete_recording(recording_id: UUID, services: Of, subject: Asker) -> 
     return await whole(services, subject, recording_id, deleted=True)
 
 
-@router.post("/{recording_id}/restore")
+@router.post("/{recording_id}/restore", responses=shapes.says(shapes.Recording))
 async def restore_recording(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Takes a recording out of the trash."""
     async with services.database.transaction() as connection:
@@ -167,7 +168,7 @@ async def restore_recording(recording_id: UUID, services: Of, subject: Asker) ->
     return await whole(services, subject, recording_id)
 
 
-@router.get("/{recording_id}/participants")
+@router.get("/{recording_id}/participants", responses=shapes.says(shapes.People))
 async def list_recording_participants(recording_id: UUID, services: Of, subject: Asker) -> View:
     """Who was in the meeting."""
     async with services.database.transaction() as connection:
@@ -175,7 +176,7 @@ async def list_recording_participants(recording_id: UUID, services: Of, subject:
         return {"participants": [catalog.person_view(person) for person in await ledger.participants_of(connection, meeting.id)]}
 
 
-@router.get("/{recording_id}/tracks")
+@router.get("/{recording_id}/tracks", responses=shapes.says(shapes.Tracks))
 async def list_tracks(recording_id: UUID, services: Of, subject: Asker) -> View:
     """The tracks, measured."""
     async with services.database.transaction() as connection:
@@ -184,7 +185,7 @@ async def list_tracks(recording_id: UUID, services: Of, subject: Asker) -> View:
     return {"tracks": [catalog.track_view(track, tape.layouts[track.id]) for track in tape.tracks], "gaps": catalog.gaps_view(tape)}
 
 
-@router.get("/{recording_id}/timeline")
+@router.get("/{recording_id}/timeline", responses=shapes.says(shapes.Timeline))
 async def get_timeline(recording_id: UUID, services: Of, subject: Asker) -> View:
     """What happened to a recording, in order."""
     async with services.database.transaction() as connection:
@@ -194,7 +195,7 @@ async def get_timeline(recording_id: UUID, services: Of, subject: Asker) -> View
     return {"events": [catalog.event_view(event) for event in events], "gaps": catalog.gaps_view(tape)}
 
 
-@router.get("/{recording_id}/segments")
+@router.get("/{recording_id}/segments", responses=shapes.says(shapes.Segments))
 async def list_segments(recording_id: UUID, services: Of, subject: Asker, track_id: str | None = None) -> View:
     """Every segment that was taken."""
     async with services.database.transaction() as connection:

@@ -23,6 +23,7 @@ from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording
 from roomtape.library.catalog import warned
 from roomtape.library.doorkeeper import acting_for, facts_of, meeting_for, named_user, recording_facts, role_for_joining
+from roomtape.web import shapes
 from roomtape.web.form import FIELDS_BYTES, Form
 from roomtape.web.idempotency import Named, Naming
 from roomtape.web.identity import Asker
@@ -55,13 +56,13 @@ UPLOAD: View = {
 }
 
 
-@router.get("/clock")
+@router.get("/clock", responses=shapes.says(shapes.Clock))
 async def get_clock() -> View:
     """The server's clock: recorders measure their offset by it."""
     return {"now_us": time.time_ns() // 1000}
 
 
-@router.post("/meetings/start-recording", status_code=201)
+@router.post("/meetings/start-recording", status_code=201, responses=shapes.says(shapes.SegmentedStarted, 200, 201))
 async def start_segmented_recording(asked: StartSegmented, services: Of, subject: Asker, naming: Named) -> JSONResponse:
     """Makes or finds the meeting and starts recording it; a second browser joins the open recording (200)."""
     subject = acting_for(subject, asked.user_id)
@@ -119,7 +120,7 @@ def _joinable(running: Recording) -> Recording:
     return running
 
 
-@router.post("/meetings/upload-segment", status_code=201, openapi_extra=UPLOAD)
+@router.post("/meetings/upload-segment", status_code=201, openapi_extra=UPLOAD, responses=shapes.says(shapes.TakenSegment, 200, 201))
 async def upload_segment(request: Request, services: Of, subject: Asker) -> JSONResponse:
     """Takes one segment: the raw body with the names in the query, or a form with `file`."""
     if subject.standing is Standing.ANONYMOUS:
@@ -234,7 +235,7 @@ async def _own_track(
         raise Conflict("This track belongs to another participant: take a trackId of your own.", code="track_taken")
 
 
-@router.post("/meetings/complete-recording", status_code=202)
+@router.post("/meetings/complete-recording", status_code=202, responses=shapes.says(shapes.Completing, 202))
 async def complete_recording(asked: CompleteAsked, services: Of, subject: Asker) -> View:
     """Closes a track, or the whole recording, and has it processed; again: the same job."""
     async with services.database.transaction() as connection:
