@@ -1,7 +1,10 @@
 """What stands around every request: a limit for its body, a name to find it by, and headers that keep browsers from guessing."""
 
+from contextlib import suppress
+
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
@@ -41,4 +44,5 @@ class Envelope:
                     headers.setdefault("cache-control", "no-store")  # answers differ by who asks
             await send(message)
 
-        await self.app(scope, counted, dressed)
+        with suppress(ClientDisconnect):  # who sent a body and has gone hears no answer; it is no crash of ours
+            await self.app(scope, counted, dressed)

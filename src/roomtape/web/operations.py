@@ -2,14 +2,12 @@
 
 import asyncio
 import time
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from roomtape import __version__
@@ -40,7 +38,7 @@ def _counted(method: str, status: int) -> tuple[Counter, Histogram]:
 
 
 class Measured:
-    """ASGI middleware: counts answers, times their heads, and lets go who has gone."""
+    """ASGI middleware: counts answers and times their heads."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -58,8 +56,7 @@ class Measured:
                 seconds.observe(time.perf_counter() - begun)
             await send(message)
 
-        with suppress(ClientDisconnect):  # who sent a body and has gone hears no answer; it is no crash of ours
-            await self.app(scope, receive, counted)
+        await self.app(scope, receive, counted)
 
 
 @router.get("/healthz", responses=shapes.says(shapes.ServiceHealth))
