@@ -21,7 +21,6 @@ from roomtape.core.timeline import (
     Spot,
     cut_sound,
     cut_windows,
-    origin_us,
     place,
     slew,
     split_gap,
@@ -190,11 +189,6 @@ def test_picture_alone_and_sound_alone_are_placed_by_what_they_have() -> None:
     assert [spot.zero_us for spot in spots] == [0, 4 * S]
     assert spots[0].picture_from_us > HOUR
     assert spots[1].sound_from_us > HOUR
-
-
-def test_the_origin_is_the_earliest_first_sample() -> None:
-    assert origin_us([7, None, 5]) == 5
-    assert origin_us([None]) == 0
 
 
 def test_missing_indices_share_their_span_evenly() -> None:

@@ -9,6 +9,7 @@ from roomtape.core.lifecycle import Status
 from roomtape.db import access, ledger
 from roomtape.db.access import Wanted
 from roomtape.db.database import Connection, Database
+from roomtape.db.rows import Recording
 
 from .tape import TENANT, a_meeting, a_recording
 
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.anyio
 
 async def titles(connection: Connection, *subjects: str, tenant: str = TENANT, wanted: Wanted | None = None, limit: int = 50) -> list[str]:
     return [found.title for found in await access.list_recordings(connection, tenant, subjects, wanted or Wanted(), limit=limit)]
+
+
+async def share(connection: Connection, recording: Recording, subject: str, permission: str, *, expires_at: datetime | None = None) -> None:
+    query = "INSERT INTO acl (recording_id, tenant_id, subject, permission, via, sort_at, expires_at) VALUES (%s, %s, %s, %s, 'share:1', %s, %s)"
+    await connection.execute(query, [recording.id, TENANT, subject, permission, recording.created_at, expires_at])
 
 
 async def test_pages_by_cursor_and_by_offset_show_each_recording_once_in_the_same_order(database: Database) -> None:
@@ -51,7 +57,9 @@ async def test_a_room_code_means_the_room_of_ones_own_tenant(database: Database)
                 connection, tenant, uuid7(), meeting.id, owner_id="owner", prefix="p/", source="segments", wishes={"title": f"of {tenant}"}
             )
         for tenant in (TENANT, "other", "third"):
-            assert await titles(connection, "user:owner", tenant=tenant, wanted=Wanted(room_code="daily")) == [f"of {tenant}"]
+            room = await ledger.find_meeting(connection, tenant, "daily")
+            assert room is not None
+            assert await titles(connection, "user:owner", tenant=tenant, wanted=Wanted(meeting_id=room.id)) == [f"of {tenant}"]
 
 
 async def test_owner_host_co_host_and_admin_see_and_others_do_not(database: Database) -> None:
@@ -74,7 +82,7 @@ async def test_visibility_opens_and_closes_without_touching_shares(database: Dat
     async with database.transaction() as connection:
         meeting = await a_meeting(connection)
         recording = await a_recording(connection, meeting, title="r")
-        await access.grant(connection, recording.id, "user:bob", "download", via="share:1")
+        await share(connection, recording, "user:bob", "download")
         await ledger.set_fields(connection, recording.id, {"visibility": "participants"})
         await ledger.put_participant(connection, meeting.id, "bob")
         await ledger.put_participant(connection, meeting.id, "later")
@@ -85,19 +93,16 @@ async def test_visibility_opens_and_closes_without_touching_shares(database: Dat
         await ledger.set_fields(connection, recording.id, {"visibility": "private"})
         assert await titles(connection, "public", "tenant:default", "user:later") == []
         assert await access.permissions_of(connection, recording.id, ["user:bob"]) == {"download"}
-        assert await access.revoke(connection, recording.id, "share:1") is True
-        assert await access.revoke(connection, recording.id, "share:1") is False
-        assert await titles(connection, "user:bob") == []
+        assert await titles(connection, "user:bob") == ["r"]
 
 
 async def test_a_share_ends_at_its_time(database: Database) -> None:
     async with database.transaction() as connection:
         recording = await a_recording(connection, title="r")
-        for end, seen in ((timedelta(hours=1), ["r"]), (-timedelta(seconds=1), [])):
-            await access.grant(connection, recording.id, "user:bob", "view", via="share:1", expires_at=datetime.now(UTC) + end)
-            assert await titles(connection, "user:bob") == seen
-            assert bool(await access.permissions_of(connection, recording.id, ["user:bob"])) is bool(seen)
-        assert await access.revoke(connection, recording.id, "share:1"), "its row is there until somebody takes it back"
+        for who, end, seen in (("user:bob", timedelta(hours=1), ["r"]), ("user:eve", -timedelta(seconds=1), [])):
+            await share(connection, recording, who, "view", expires_at=datetime.now(UTC) + end)
+            assert await titles(connection, who) == seen
+            assert bool(await access.permissions_of(connection, recording.id, [who])) is bool(seen)
 
 
 async def test_filters_by_room_meeting_state_and_words(database: Database) -> None:
@@ -111,14 +116,14 @@ async def test_filters_by_room_meeting_state_and_words(database: Database) -> No
         async def found(wanted: Wanted) -> set[str]:
             return set(await titles(connection, "user:owner", wanted=wanted))
 
-        assert await found(Wanted(room_code="standup")) == {"Budget 100%", "Hiring"}
+        assert await found(Wanted(meeting_id=standup.id)) == {"Budget 100%", "Hiring"}
         assert await found(Wanted(meeting_id=retro.id)) == {"Looking back"}
         assert await found(Wanted(statuses=(Status.STOPPED, Status.FAILED))) == {"Budget 100%"}
         assert await found(Wanted(q="budget")) == {"Budget 100%"}
         assert await found(Wanted(q="0%")) == {"Budget 100%"}
         assert await found(Wanted(q="retro_")) == {"Looking back"}
         assert await found(Wanted(q="n_i")) == set(), "an underscore is no wildcard"
-        assert await found(Wanted(room_code="unknown")) == set()
+        assert await found(Wanted(meeting_id=uuid7())) == set()
         await ledger.soft_delete(connection, first.id)
         assert await found(Wanted()) == {"Hiring", "Looking back"}
 

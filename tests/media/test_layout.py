@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roomtape.core.model import ClockTrust, Kind
 from roomtape.core.rope import Span
-from roomtape.core.timeline import MAX_SPAN_US, Mend, origin_us
+from roomtape.core.timeline import MAX_SPAN_US, Mend
 from roomtape.media.layout import Layout, Taken, TrackFacts, Window, joins_wanted, lay_out, server_start_us
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Stream
 
@@ -300,7 +300,7 @@ def test_missing_segments_are_gaps_with_their_index(missing: set[int]) -> None:
 
 def test_a_missing_first_segment_keeps_its_place_at_the_beginning() -> None:
     segments = restarts(4)[1:]
-    facts = replace(FACTS, origin_us=origin_us([server_start_us(FACTS, segments)]))
+    facts = replace(FACTS, origin_us=server_start_us(FACTS, segments) or 0)
     layout = lay_out(facts, segments)
     assert facts.origin_us == NOW
     assert reasons(layout) == [("segment_missing", 1, 0, 4 * S)]

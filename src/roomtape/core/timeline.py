@@ -225,11 +225,6 @@ def cut_sound(overlap_us: int, packet_us: int) -> tuple[int, int]:
     return skip, filled if filled >= _BRIDGE_US else filled + packet_us
 
 
-def origin_us(starts: Iterable[int | None]) -> int:
-    """The zero of a recording on the server's clock: the earliest first sample of its tracks (`starts`, None: nothing known); 0 if nobody knows one."""
-    return min((start for start in starts if start is not None), default=0)
-
-
 def split_gap(track: str, start_us: int, end_us: int, missing: Sequence[tuple[int, str]]) -> list[Gap]:
     """One gap for each missing (index, reason), the span split evenly between them; start_us > end_us counts as an empty span at start_us."""
     end_us, count = max(start_us, end_us), len(missing)

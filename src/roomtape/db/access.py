@@ -38,17 +38,11 @@ _DERIVED = """
     INSERT INTO acl (recording_id, tenant_id, subject, permission, via, sort_at)
     SELECT id, tenant_id, subject, permission, via, created_at FROM derived ON CONFLICT DO NOTHING
 """
-_GRANT = """
-    INSERT INTO acl (recording_id, tenant_id, subject, permission, via, sort_at, expires_at)
-    SELECT id, tenant_id, %(subject)s, %(permission)s, %(via)s, created_at, %(expires_at)s FROM recordings WHERE id = %(recording_id)s
-    ON CONFLICT (recording_id, subject, via) DO UPDATE SET permission = excluded.permission, expires_at = excluded.expires_at
-"""
 _LIVE = "(a.expires_at IS NULL OR a.expires_at > now())"
 _FILTER = """
     r.deleted_at IS NULL
     AND (%(meeting_id)s::uuid IS NULL OR r.meeting_id = %(meeting_id)s)
     AND (%(statuses)s::text[] IS NULL OR r.status = ANY(%(statuses)s::text[]))
-    AND (%(room_code)s::text IS NULL OR r.meeting_id = (SELECT m.id FROM meetings m WHERE m.tenant_id = %(tenant)s AND m.room_code = %(room_code)s))
     AND (%(like)s::text IS NULL OR r.title ILIKE %(like)s OR r.description ILIKE %(like)s
          OR EXISTS (SELECT 1 FROM meetings m WHERE m.id = r.meeting_id AND (m.title ILIKE %(like)s OR m.room_code ILIKE %(like)s)))
 """
@@ -74,7 +68,6 @@ class Wanted:
     """What a list shall hold. `statuses` empty: all."""
 
     meeting_id: UUID | None = None
-    room_code: str | None = None
     statuses: tuple[Status, ...] = ()
     q: str = ""
 
@@ -82,16 +75,6 @@ class Wanted:
 async def refresh_acl(connection: Connection, *, recording_id: UUID | None = None, meeting_id: UUID | None = None) -> None:
     """Makes the access rows of one recording, or of all of a meeting, follow owner, roles and visibility."""
     await connection.execute(_DERIVED, {"recording_id": recording_id, "meeting_id": meeting_id})
-
-
-async def grant(connection: Connection, recording_id: UUID, subject: str, permission: str, *, via: str, expires_at: datetime | None = None) -> None:
-    """Gives a subject (`user:ID`, `role:NAME`) a permission; the same `via` (`share:ID`) again replaces it."""
-    await connection.execute(_GRANT, {"recording_id": recording_id, "subject": subject, "permission": permission, "via": via, "expires_at": expires_at})
-
-
-async def revoke(connection: Connection, recording_id: UUID, via: str) -> bool:
-    """Takes back what was given via `share:ID`; False when there was nothing."""
-    return await scalar(connection, "DELETE FROM acl WHERE recording_id = %(id)s AND via = %(via)s RETURNING true", id=recording_id, via=via) is not None
 
 
 async def permissions_of(connection: Connection, recording_id: UUID, subjects: Sequence[str]) -> frozenset[str]:
@@ -126,7 +109,6 @@ def _arguments(tenant: str, subjects: Sequence[str], wanted: Wanted, before: tup
         "tenant": tenant,
         "subjects": list(subjects),
         "meeting_id": wanted.meeting_id,
-        "room_code": wanted.room_code,
         "statuses": [str(status) for status in wanted.statuses] or None,
         "like": f"%{text}%" if text else None,
         "before_at": before[0] if before else None,

@@ -20,7 +20,6 @@ from roomtape.db.database import CONNECT_S, Connection, scalar
 ADVANCE = "advance"  # the pipeline's task
 HEARTBEAT_S = 10.0
 STALLED_AFTER_S = 25.0  # with a take-over every 10 s and a poll of 1 s, dead work goes on within 60 s
-TAKE_OVER_EVERY_S = 10.0
 MAX_ATTEMPTS = 3
 _AGAIN_S = 1.0
 
@@ -155,7 +154,6 @@ async def defer(
     lock: str | None = None,
     queueing_lock: str | None = None,
     schedule_at: datetime | None = None,
-    priority: int = 0,
     **args: Any,
 ) -> int:
     """Puts a job into the queue as part of the caller's transaction and returns its id.
@@ -163,7 +161,7 @@ async def defer(
     With a queueing_lock, one that waits already is kept and its id returned; it is held until this transaction ends, so that no worker starts it before
     it can see what we write. `lock`: jobs with the same one run one after another.
     """
-    wanted = app.configure_task(task, lock=lock, queueing_lock=queueing_lock, schedule_at=schedule_at, priority=priority, connection=connection)
+    wanted = app.configure_task(task, lock=lock, queueing_lock=queueing_lock, schedule_at=schedule_at, connection=connection)
     for _ in range(5):
         try:
             async with connection.transaction():  # a savepoint: a refused insert must not end the caller's transaction
@@ -186,9 +184,9 @@ async def still_mine(connection: Connection, ticket: Ticket) -> bool:
     return bool(await scalar(connection, query, id=ticket.job_id, attempts=ticket.attempts))
 
 
-async def take_over(connection: Connection, *, stalled_after_s: float = STALLED_AFTER_S, max_attempts: int = MAX_ATTEMPTS) -> list[TakenOver]:
-    """Gives the jobs of dead workers back to the queue; to be called every TAKE_OVER_EVERY_S by any number of workers."""
-    cursor = await connection.execute(_TAKE_OVER, {"stalled_s": stalled_after_s, "most": max_attempts})
+async def take_over(connection: Connection, *, stalled_after_s: float = STALLED_AFTER_S) -> list[TakenOver]:
+    """Gives the jobs of dead workers back to the queue; to be called again and again, by any number of workers."""
+    cursor = await connection.execute(_TAKE_OVER, {"stalled_s": stalled_after_s, "most": MAX_ATTEMPTS})
     return [TakenOver(*row[:4]) for row in await cursor.fetchall()]
 
 

@@ -33,7 +33,7 @@ _AFTER = f"""
           SELECT 1 FROM acl a WHERE a.recording_id = e.recording_id AND a.subject = ANY(%(subjects)s::text[]) AND (a.expires_at IS NULL OR a.expires_at > now())))
     ORDER BY e.global LIMIT %(limit)s
 """
-_OF_RECORDING = f"SELECT {_COLUMNS} FROM events e WHERE e.recording_id = %(recording_id)s AND e.seq > %(after)s ORDER BY e.seq LIMIT %(limit)s"
+_OF_RECORDING = f"SELECT {_COLUMNS} FROM events e WHERE e.recording_id = %(recording_id)s ORDER BY e.seq LIMIT %(limit)s"
 _BY_ID = f"SELECT {_COLUMNS} FROM events e WHERE e.tenant_id = %(tenant)s AND e.id = %(id)s"
 
 
@@ -50,9 +50,9 @@ async def events_after(connection: Connection, tenant: str, number: int, *, subj
     return await many(connection, Event, _AFTER, tenant=tenant, after=number, subjects=_list(subjects), limit=limit)
 
 
-async def events_of(connection: Connection, recording_id: UUID, *, after_seq: int = 0, limit: int = 10_000) -> list[Event]:
+async def events_of(connection: Connection, recording_id: UUID, *, limit: int = 10_000) -> list[Event]:
     """What happened to one recording, in order."""
-    return await many(connection, Event, _OF_RECORDING, recording_id=recording_id, after=after_seq, limit=limit)
+    return await many(connection, Event, _OF_RECORDING, recording_id=recording_id, limit=limit)
 
 
 async def event_by_id(connection: Connection, tenant: str, event_id: UUID) -> Event | None:

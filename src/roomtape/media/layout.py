@@ -27,7 +27,7 @@ _PREROLL = 6  # Opus needs 80 ms before what is to be heard (RFC 7845, 4.6): fou
 
 
 def server_start_us(facts: TrackFacts, taken: Sequence[Taken]) -> int | None:
-    """The track's first sample on the server's clock, for timeline.origin_us: leading segments that are missing count by the length of those that came."""
+    """The track's first sample on the server's clock: leading segments that are missing count by the length of those that came."""
     ordered = sorted(taken, key=lambda one: one.index)
     heads = [one for one in ordered if one.indexed and one.indexed.part is Part.HEAD]
     if not heads:

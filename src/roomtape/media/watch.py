@@ -19,7 +19,7 @@ from roomtape.media.mend import interleaved
 from roomtape.media.probe import limit, opened
 
 WIDTH, HEIGHT = 32, 18
-_RATE, _STEREO = 48_000, 2
+_RATE = 48_000
 
 
 def watch(args: dict[str, Any], feed: BufferedReader) -> dict[str, Any]:
