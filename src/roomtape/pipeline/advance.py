@@ -56,7 +56,7 @@ async def advance(bench: Bench, recording_id: UUID, ticket: Ticket) -> None:
                 return
         log.error("plan.endless", recording=str(recording_id))
     except (Unavailable, StorageFull) as wrong:
-        await _later(bench, recording_id, wrong)
+        await _later(bench, recording_id, ticket, wrong)
 
 
 async def _round(bench: Bench, recording_id: UUID, ticket: Ticket) -> bool:
@@ -137,14 +137,16 @@ _DOERS: dict[Step, Callable[[Bench, Tape, Facts, Ticket], Awaitable[None]]] = {
 }
 
 
-async def _later(bench: Bench, recording_id: UUID, wrong: RoomtapeError) -> None:
+async def _later(bench: Bench, recording_id: UUID, ticket: Ticket, wrong: RoomtapeError) -> None:
     """Says why nothing moves, and when it is tried again."""
     wait = timedelta(seconds=max(5, wrong.retry_after_s or 0))
-    log.warning("step.later", recording=str(recording_id), code=wrong.code, wait_s=wait.total_seconds())
     async with bench.database.transaction() as connection:
+        if not await jobs.still_mine(connection, ticket):
+            return
         recording = await ledger.lock_recording(connection, recording_id)
         await _note(connection, recording, wrong.code, wrong.message, wait)
         await jobs.ask(bench.queue, connection, recording.id, at=datetime.now(UTC) + wait)
+    log.warning("step.later", recording=str(recording_id), code=wrong.code, wait_s=wait.total_seconds())
 
 
 async def _note(connection: Connection, recording: Recording, code: str, message: str, wait: timedelta) -> None:
