@@ -28,7 +28,6 @@ _SPOOL_S = 2.0
 _GRACE_S = 8.0  # for the jobs that run when the worker is told to end; what they leave is done by the next one
 _LAST_WORD_S = 2.0  # then for telling the database, which may be away
 _LOST = f"{jobs.MAX_ATTEMPTS} workers died while they made this recording's files; it is tried again later."
-_DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 
 
 def register(bench: Bench) -> None:
@@ -62,7 +61,7 @@ async def work(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Callab
     """Works until it is cancelled; `ready` is called when the queue is open."""
     async with jobs.opened(bench.queue), asyncio.TaskGroup() as group:
         ready()
-        group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s * _DEAD_BEATS)))
+        group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s)))
         group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
         group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))
         group.create_task(_jobs(bench))
@@ -111,10 +110,10 @@ def _heed() -> None:
         raise asyncio.CancelledError
 
 
-async def take_over(bench: Bench, stalled_after_s: float) -> None:
+async def take_over(bench: Bench, heartbeat_s: float) -> None:
     """Jobs of workers that are silent go back to the queue."""
     async with bench.database.transaction() as connection:
-        taken = await jobs.take_over(connection, stalled_after_s=stalled_after_s)
+        taken = await jobs.take_over(connection, heartbeat_s=heartbeat_s)
         for job in taken:
             if job.outcome == "failed":
                 recording_id = (await jobs.job_args(connection, job.job_id))["recording_id"]
@@ -133,8 +132,9 @@ async def reconcile(bench: Bench) -> None:
 
 
 async def sweep(bench: Bench, janitor: Janitor) -> None:
-    """What killed jobs have left here, the trash, expired secrets, and orphans."""
+    """What killed jobs have left here, jobs that ended long ago, the trash, expired secrets, and orphans."""
     await asyncio.to_thread(sweep_jobs, bench.work)
+    await jobs.forget_ended(bench.queue)
     await janitor.sweep()
     await janitor.collect_orphans()
 

@@ -65,8 +65,8 @@ async def job_status(connection: Connection, job: int) -> str:
 
 
 @asynccontextmanager
-async def worker(url: str, name: str, go: Path, *, heartbeat_s: float = 0.3, stalled_s: float = 1.5) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(sys.executable, str(WORK), url, name, str(heartbeat_s), str(stalled_s), str(go), stdout=PIPE)
+async def worker(url: str, name: str, go: Path, *, heartbeat_s: float = 0.5) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(sys.executable, str(WORK), url, name, str(heartbeat_s), str(go), stdout=PIPE)
     try:
         yield process
     finally:
@@ -177,6 +177,38 @@ async def test_a_job_that_kills_each_worker_ends_after_three_attempts(database: 
             outcomes += [taken.outcome for taken in await jobs.take_over(connection)]
     assert outcomes == ["again", "again", "failed"]
     assert await manager.fetch_job(queues=None, worker_id=await manager.register_worker()) is None
+
+
+@pytest.mark.parametrize(("silent_s", "outcomes"), [(80, []), (100, ["again"])])
+async def test_a_worker_that_starts_robs_none_whose_beats_are_slow(database: Database, database_url: str, silent_s: int, outcomes: list[str]) -> None:
+    slow, other = jobs.queue_app(database_url, heartbeat_s=30), jobs.queue_app(database_url, heartbeat_s=30)
+
+    @slow.task(name="step")
+    async def step(thing: str) -> None:
+        """Is fetched by hand."""
+
+    async with jobs.opened(slow), jobs.opened(other):
+        worker_id = await slow.job_manager.register_worker()
+        async with database.transaction() as connection:
+            await jobs.defer(slow, connection, "step", thing="a")
+        assert await slow.job_manager.fetch_job(queues=None, worker_id=worker_id) is not None
+        async with database.transaction() as connection:
+            await connection.execute("UPDATE procrastinate_workers SET last_heartbeat = now() - make_interval(secs => %s)", [silent_s])
+        await other.run_worker_async(wait=False, listen_notify=False)
+        async with database.transaction() as connection:
+            assert [taken.outcome for taken in await jobs.take_over(connection, heartbeat_s=30)] == outcomes
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "aborted", "cancelled", "todo", "doing"])
+async def test_jobs_that_ended_go_after_a_week_however_they_did(database: Database, queue: App, status: str) -> None:
+    async with database.transaction() as connection:
+        await jobs.defer(queue, connection, "step", thing="a")
+        await connection.execute("UPDATE procrastinate_jobs SET status = %s", [status])
+    for days, left in ((6, 1), (2, int(status in {"todo", "doing"}))):
+        async with database.transaction() as connection:
+            await connection.execute("UPDATE procrastinate_events SET at = at - make_interval(days => %s)", [days])
+        await jobs.forget_ended(queue)
+        assert await count(database, "procrastinate_jobs") == left
 
 
 @pytest.mark.parametrize("how", ["taken over", "repeated"])

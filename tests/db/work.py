@@ -1,6 +1,6 @@
 """A worker process to be killed or frozen: does the task `step` of the database given and says when it has begun.
 
-Usage: work.py URL NAME HEARTBEAT_S STALLED_AFTER_S; the step of the worker named `slow` waits for a file `URL-independent` path given as argument 5.
+Usage: work.py URL NAME HEARTBEAT_S; the step of the worker named `slow` waits for a file `URL-independent` path given as argument 4.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from procrastinate import JobContext
 from roomtape.db import jobs
 from roomtape.db.database import Database
 
-URL, NAME, HEARTBEAT_S, STALLED_S, GO = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), Path(sys.argv[5])
+URL, NAME, HEARTBEAT_S, GO = sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4])
 
 
 async def main() -> None:
-    app = jobs.queue_app(URL, heartbeat_s=HEARTBEAT_S, stalled_after_s=STALLED_S)
+    app = jobs.queue_app(URL, heartbeat_s=HEARTBEAT_S)
     database = Database(URL)
     await database.open()
 
@@ -34,7 +34,7 @@ async def main() -> None:
     async def take_over() -> None:
         while True:
             async with database.transaction() as connection:
-                await jobs.take_over(connection, stalled_after_s=STALLED_S)
+                await jobs.take_over(connection, heartbeat_s=HEARTBEAT_S)
             await asyncio.sleep(HEARTBEAT_S)
 
     async with app.open_async():

@@ -18,10 +18,11 @@ from roomtape.core.errors import Unavailable
 from roomtape.db.database import CONNECT_S, Connection, scalar
 
 ADVANCE = "advance"  # the pipeline's task
-HEARTBEAT_S = 10.0
-STALLED_AFTER_S = 25.0  # with a take-over every 10 s and a poll of 1 s, dead work goes on within 60 s
+HEARTBEAT_S = 10.0  # also how often work is taken over: with a poll of 1 s, dead work goes on within 60 s
+DEAD_BEATS = 3  # a worker that is silent for so many heartbeats is dead
 MAX_ATTEMPTS = 3
 _AGAIN_S = 1.0
+_KEPT_H = 7 * 24
 
 # A worker's word about a job counts only while the attempt it speaks of is the present one. A job that goes back to the queue while another with its
 # queueing lock waits there ends instead: the waiting one does the same work (plan again), and the index allows only one.
@@ -36,7 +37,7 @@ _RETRY = f"""
 _TAKE_OVER = f"""
     WITH mine AS MATERIALIZED (
         SELECT job.id, job.queueing_lock, job.attempts, job.task_name FROM procrastinate_jobs job LEFT JOIN procrastinate_workers w ON w.id = job.worker_id
-        WHERE job.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => %(stalled_s)s))
+        WHERE job.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => %(silent_s)s))
         FOR UPDATE OF job SKIP LOCKED
     )
     SELECT id, task_name, attempts + 1, CASE WHEN attempts + 1 >= %(most)s THEN 'failed' WHEN {_TWIN} THEN 'merged' ELSE 'again' END,
@@ -102,7 +103,7 @@ class FencedJobs(JobManager):
                 return
 
 
-def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_s: float = STALLED_AFTER_S) -> App:
+def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S) -> App:
     """The procrastinate App on our database; tasks are registered on it, `run_worker_async` works it off. It has a small pool of its own."""
     connector = PsycopgConnector(
         conninfo=conninfo,
@@ -117,7 +118,7 @@ def queue_app(conninfo: str, *, heartbeat_s: float = HEARTBEAT_S, stalled_after_
         worker_defaults={
             "fetch_job_polling_interval": 1.0,
             "update_heartbeat_interval": heartbeat_s,
-            "stalled_worker_timeout": stalled_after_s,
+            "stalled_worker_timeout": heartbeat_s * DEAD_BEATS,  # a worker that starts forgets those, and take_over takes the forgotten for dead
             "install_signal_handlers": False,
         },
     )
@@ -184,10 +185,15 @@ async def still_mine(connection: Connection, ticket: Ticket) -> bool:
     return bool(await scalar(connection, query, id=ticket.job_id, attempts=ticket.attempts))
 
 
-async def take_over(connection: Connection, *, stalled_after_s: float = STALLED_AFTER_S) -> list[TakenOver]:
+async def take_over(connection: Connection, *, heartbeat_s: float = HEARTBEAT_S) -> list[TakenOver]:
     """Gives the jobs of dead workers back to the queue; to be called again and again, by any number of workers."""
-    cursor = await connection.execute(_TAKE_OVER, {"stalled_s": stalled_after_s, "most": MAX_ATTEMPTS})
+    cursor = await connection.execute(_TAKE_OVER, {"silent_s": heartbeat_s * DEAD_BEATS, "most": MAX_ATTEMPTS})
     return [TakenOver(*row[:4]) for row in await cursor.fetchall()]
+
+
+async def forget_ended(app: App) -> None:
+    """Removes jobs that ended days ago, however they did; until then they say in the database what the log may have lost."""
+    await app.job_manager.delete_old_jobs(_KEPT_H, include_failed=True, include_cancelled=True, include_aborted=True)
 
 
 async def asked(connection: Connection, queueing_lock: str) -> bool:
