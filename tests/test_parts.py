@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx2
@@ -17,6 +19,7 @@ import pytest
 from roomtape import app
 from roomtape.settings import Settings, unknown
 from roomtape.storage.s3 import S3Store
+from roomtape.supervisor import Supervisor
 from roomtape.testing.postgres import fresh_database
 from roomtape.testing.servers import free_port
 
@@ -176,3 +179,26 @@ def test_large_bodies_on_their_way_to_a_bucket_wait_in_the_data_folder(tmp_path:
     assert isinstance(store.primary, S3Store)
     assert store.primary._scratch == tmp_path / "work"
     assert (tmp_path / "work").is_dir()
+
+
+class _Ready(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_up_asks_its_own_api_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr("roomtape.supervisor._READY_S", 5.0)
+    with HTTPServer(("127.0.0.1", 0), _Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        supervisor = Supervisor({}, server.socket)
+        supervisor.ready()
+        server.shutdown()
+    assert supervisor.settled
