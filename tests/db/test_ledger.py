@@ -190,6 +190,18 @@ async def test_trash_restore_hold_and_purge(database: Database) -> None:
         assert await ledger.get_recording(connection, TENANT, recording.id) is None
 
 
+async def test_a_history_says_that_a_deleted_recording_came_back(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+        await ledger.move(connection, recording.id, Status.STOPPED)
+        assert await ledger.restore(connection, recording.id) == await ledger.find_recording(connection, recording.id), "it is not in the trash"
+        await ledger.soft_delete(connection, recording.id)
+        restored = await ledger.restore(connection, recording.id)
+        assert await ledger.restore(connection, recording.id) == restored == await ledger.find_recording(connection, recording.id)
+        told = await outbox.events_of(connection, recording.id)
+    assert [event.type for event in told] == ["recording.stopped", "recording.deleted", "recording.restored"]
+
+
 async def test_segments_without_a_recording_go_to_the_newest_that_is_not_complete(database: Database) -> None:
     async with database.transaction() as connection:
         meeting = await a_meeting(connection)

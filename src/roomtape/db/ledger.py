@@ -322,9 +322,13 @@ async def soft_delete(connection: Connection, recording_id: UUID, *, by: str | N
 
 
 async def restore(connection: Connection, recording_id: UUID) -> Recording:
-    """Takes a recording out of the trash. Raises Conflict `purging` when its bytes are going already."""
-    _refuse_purging(await lock_recording(connection, recording_id))
-    return found(await one(connection, Recording, "UPDATE recordings SET deleted_at = NULL WHERE id = %(id)s RETURNING *", id=recording_id))
+    """Takes a recording out of the trash; one that is not in it: the same answer. Raises Conflict `purging` when its bytes are going already."""
+    held = await lock_recording(connection, recording_id)
+    _refuse_purging(held)
+    if held.deleted_at is None:
+        return held
+    restored = found(await one(connection, Recording, "UPDATE recordings SET deleted_at = NULL WHERE id = %(id)s RETURNING *", id=recording_id))
+    return replace(restored, event_seq=await write_event(connection, recording_id, "recording.restored"))
 
 
 async def to_purge(connection: Connection, *, trash_days: float, limit: int = 50) -> list[Recording]:
