@@ -176,3 +176,13 @@ async def test_the_first_mend_of_a_place_stays(database: Database) -> None:
         for blob in (b"first", b"second"):
             await chunks.put_mend(connection, recording.id, Mend("1", 1, 500, blob))
         assert await chunks.mends_of(connection, recording.id) == [Mend("1", 1, 500, b"first")]
+
+
+async def test_bodies_on_their_way_to_the_store_are_counted(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording, other = await a_recording(connection), await a_recording(connection)
+        for index, state in enumerate(ChunkState, 1):
+            await chunks.commit_chunk(connection, replace(a_chunk(recording.id, index), state=state))
+        waiting = [chunk for chunk in await chunks.chunks_of(connection, recording.id) if chunk.waits]
+        assert await chunks.count_waiting(connection, recording.id) == len(waiting) == 2
+        assert await chunks.count_waiting(connection, other.id) == 0

@@ -214,6 +214,12 @@ async def spooled(connection: Connection, recordings: Collection[UUID]) -> set[U
     return {name for (name,) in await (await connection.execute(query, [list(recordings)])).fetchall()}
 
 
+async def count_waiting(connection: Connection, recording_id: UUID) -> int:
+    """How many bodies of a recording are still on their way to the store (Chunk.waits)."""
+    query = "SELECT count(*) FROM chunks WHERE recording_id = %(id)s AND state IN ('queued', 'in_progress')"
+    return int(await scalar(connection, query, id=recording_id))
+
+
 async def move_chunk(connection: Connection, recording_id: UUID, track_id: str, index: int, target: ChunkState, *, stored_in: str | None = None) -> bool:
     """Moves a chunk's state where the table allows it; False when it was not in a state to be moved."""
     query = """

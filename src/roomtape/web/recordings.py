@@ -133,8 +133,8 @@ async def get_recording_status(recording_id: UUID, services: Of, subject: Asker)
     """Where a recording stands, in short."""
     async with services.database.transaction() as connection:
         recording, _ = await recording_for(connection, subject, recording_id, Verb.VIEW)
-        waiting = [chunk for chunk in await chunks.chunks_of(connection, recording.id) if chunk.waits]
-    return catalog.status_view(recording, len(waiting))
+        waiting = await chunks.count_waiting(connection, recording.id)
+    return catalog.status_view(recording, waiting)
 
 
 @router.patch("/{recording_id}", responses=shapes.says(shapes.Recording))
