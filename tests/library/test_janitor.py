@@ -8,9 +8,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
-from roomtape.core.errors import Conflict
+from roomtape.core.errors import Conflict, Unavailable
 from roomtape.core.keys import chunk_key, meeting_prefix
 from roomtape.core.lifecycle import ChunkState, Status
 from roomtape.core.ports import Store
@@ -232,6 +233,33 @@ async def test_a_recording_rescued_before_its_purge_begins_loses_nothing(databas
         await _until_somebody_waits(database)
     assert await sweep == 0
     assert await there(store) == before
+
+
+class Keeping(LocalStore):
+    """A store that does not let go of some objects."""
+
+    kept = ""
+
+    async def delete(self, key: str) -> None:
+        if self.kept and self.kept in key:
+            raise Unavailable(code="storage_auth")
+        await super().delete(key)
+
+
+async def test_a_purge_that_fails_is_said_and_keeps_no_other_from_going(database: Database, tmp_path: Path) -> None:
+    disk = Keeping(tmp_path / "keeping")
+    store = SpooledStore(disk)
+    first, second = await trashed(database, store), await trashed(database, store)
+    disk.kept = str(first.id)
+    with capture_logs() as said:
+        assert await at_once(database, store).sweep() == 1
+    failed = {"event": "purge.failed", "log_level": "warning", "recording": str(first.id), "code": "storage_auth"}
+    assert [one for one in said if one["log_level"] == "warning"] == [failed]
+    async with database.transaction() as connection:
+        assert await ledger.find_recording(connection, second.id) is None
+    disk.kept = ""
+    assert await at_once(database, store).sweep() == 1, "it is tried again"
+    await store.close()
 
 
 async def _until_somebody_waits(database: Database) -> None:

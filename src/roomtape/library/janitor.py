@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from roomtape.core.errors import RoomtapeError
 from roomtape.core.keys import recording_of
 from roomtape.core.ports import Store
 from roomtape.db import artifacts, chunks, ledger, leftovers, people
@@ -50,7 +51,15 @@ class Janitor:
         async with self._database.transaction() as connection:
             await people.forget_expired(connection)
             due = await ledger.to_purge(connection, trash_days=self._trash_days)
-        return sum([await self._purge(recording) for recording in due])
+        return sum([await self._try_purge(recording) for recording in due])
+
+    async def _try_purge(self, recording: Recording) -> bool:
+        """One that the store will not let go is said, tried again in the next round, and keeps nothing else from going."""
+        try:
+            return await self._purge(recording)
+        except RoomtapeError as wrong:
+            log.warning("purge.failed", recording=str(recording.id), code=wrong.code)
+            return False
 
     async def _purge(self, recording: Recording) -> bool:
         """Say so, revoke, objects, rows: in this order, so that nobody restores what is half gone, and a kill on the way leaves a row that says what is still to be done."""
