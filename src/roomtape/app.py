@@ -52,8 +52,8 @@ Ready = Callable[[str | None], None]  # called once, when a part does its work; 
 _PORT_FILE = "port"
 _GRACE_S = 5
 _FILES = 16_384
+_WARM_S = 5.0
 _ENDLESS = "/api/v1/events"
-_STORE_WAIT_S = 60
 
 
 def now_us() -> int:
@@ -102,6 +102,18 @@ async def _beside(look: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _forever(name: str, work: Callable[[], Awaitable[None]], every_s: float) -> None:
+    """A supervisor: does it again and again, and says what went wrong."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("round.failed", round=name)
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            return  # the word to end, of which something on the way has made another error
+        await asyncio.sleep(every_s)
 
 
 async def _look_at(store: SpooledStore) -> None:
@@ -217,7 +229,7 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
             await stack.enter_async_context(listener.listening())
             await stack.enter_async_context(spool_mover(bench, Janitor(database, store, trash_days=settings.trash_days)))
             await stack.enter_async_context(_beside(_look_at(store)))
-            await stack.enter_async_context(_beside(layouts.keep_warm()))
+            await stack.enter_async_context(_beside(_forever("warm", layouts.warm, _WARM_S)))
             app.state.sandbox = await _level(bench.runner)
             ready()
             yield

@@ -16,12 +16,12 @@ digests = st.text("0123456789abcdef", min_size=32, max_size=64)
 def test_every_key_of_ours_tells_its_recording(tenant: str, user: str, meeting: UUID, recording: UUID, track: str, index: int, digest: str) -> None:
     for owner in ("default", tenant):
         prefix = meeting_prefix(owner, user, meeting)
-        assert recording_of(chunk_key(prefix, recording, track, index, digest)) == recording
+        assert recording_of(chunk_key(prefix, recording, track, index, digest, "0123456789ab")) == recording
         assert recording_of(artifact_key(prefix, recording, "original", digest)) == recording
 
 
 MEETING, RECORDING = UUID(int=1), UUID(int=2)
-GOOD = chunk_key(meeting_prefix("default", "user", MEETING), RECORDING, "1", 7, "a" * 64)
+GOOD = chunk_key(meeting_prefix("default", "user", MEETING), RECORDING, "1", 7, "a" * 64, "b" * 12)
 
 
 @pytest.mark.parametrize(

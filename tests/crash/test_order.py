@@ -91,6 +91,35 @@ def test_what_was_deleted_does_not_come_back_with_the_power(tmp_path: Path) -> N
     assert any(_synced(call, str(folder)) for call in calls if call.begin > gone.end)
 
 
+_AGAIN = """
+import asyncio, hashlib, sys
+from pathlib import Path
+from roomtape.storage.local import LocalStore
+async def body():
+    yield b"x"
+async def main():
+    serve, work = LocalStore(Path(sys.argv[1])), LocalStore(Path(sys.argv[1]))
+    for _ in range(3):
+        await serve.put("alice/meeting/1.webm", body(), size=1, sha256=hashlib.sha256(b"x").hexdigest())
+        await work.delete("alice/meeting/1.webm")
+asyncio.run(main())
+"""
+
+
+def test_a_folder_that_another_process_removed_and_we_make_again_is_made_durable_again(tmp_path: Path) -> None:
+    """The file system likes to give it the same inode, so that it looks as if nothing had happened."""
+    log = tmp_path / "log"
+    command = [strace(), "-f", "-y", "-o", str(log), "-e", "trace=mkdirat,fsync", sys.executable, "-c", _AGAIN, str(tmp_path / "store")]
+    subprocess.run(command, check=True, capture_output=True)
+    calls = parsed(log.read_text())
+    made = _folders([call for call in calls if call.result == 0])
+    assert len(made) == 6
+    for parent, name, when in made:
+        later = [other for _, other_name, other in made if other_name == name and other > when]
+        until = min(later, default=len(log.read_text()))
+        assert any(_synced(call, parent) and when < call.begin < until for call in calls), (parent, name)
+
+
 def test_calls_that_threads_interleave_are_put_together() -> None:
     text = '7 fsync(3</s/.tmp/x> <unfinished ...>\n8 write(4</s/.tmp/y>, "b", 1) = 1\n7 <... fsync resumed>) = 0\n7 rename("/s/.tmp/x", "/s/k/x") = 0\n'
     assert parsed(text) == [

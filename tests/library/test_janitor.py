@@ -1,7 +1,7 @@
 """The janitor removes what is nobody's and never what might be somebody's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,13 +11,14 @@ import pytest
 from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
-from roomtape.core.errors import Conflict, Unavailable
+from roomtape.capture.segments import Said, Segments
+from roomtape.core.errors import Conflict, Forbidden, Unavailable
 from roomtape.core.keys import chunk_key, meeting_prefix
 from roomtape.core.lifecycle import ChunkState, Status
 from roomtape.core.ports import Store
 from roomtape.db import chunks, ledger, leftovers
 from roomtape.db.database import Connection, Database
-from roomtape.db.rows import NewChunk, Recording
+from roomtape.db.rows import Chunk, NewChunk, Recording
 from roomtape.db.schema import migrate
 from roomtape.library.janitor import MARKS, Janitor
 from roomtape.storage.failover import SpooledStore
@@ -39,7 +40,7 @@ async def a_recording(database: Database) -> Recording:
 
 
 def a_key(recording: Recording, index: int, body: bytes = b"media") -> str:
-    return chunk_key(recording.prefix, recording.id, "1", index, sha256(body).hexdigest())
+    return chunk_key(recording.prefix, recording.id, "1", index, sha256(body).hexdigest(), "0" * 12)
 
 
 async def put(store: Store, key: str, body: bytes = b"media") -> str:
@@ -131,7 +132,7 @@ async def _name_of(database: Database) -> str:
 async def test_a_store_without_our_name_that_has_others_recordings_is_not_claimed(database: Database, store: SpooledStore) -> None:
     recording = await a_recording(database)
     orphan = await put(store, a_key(recording, 1))
-    foreign = await put(store, chunk_key(recording.prefix, uuid7(), "1", 1, "0" * 64))
+    foreign = await put(store, chunk_key(recording.prefix, uuid7(), "1", 1, "0" * 64, "0" * 12))
     assert await at_once(database, store).collect_orphans() == 0
     assert await there(store) == {orphan, foreign}
     await store.delete(foreign)
@@ -164,7 +165,7 @@ async def test_copies_left_in_the_spool_go_and_bodies_that_wait_there_stay(datab
     assert store.spool is not None
     recording = await a_recording(database)
     left, waits, rowless = [await put(store.spool, a_key(recording, index)) for index in (1, 2, 3)]
-    unknown = await put(store.spool, chunk_key(recording.prefix, uuid7(), "1", 1, "0" * 64))
+    unknown = await put(store.spool, chunk_key(recording.prefix, uuid7(), "1", 1, "0" * 64, "0" * 12))
     await commit(database, recording, 1)
     await commit(database, recording, 2, spool=True)
     assert await at_once(database, store).collect_spool() == 2
@@ -270,3 +271,55 @@ async def _until_somebody_waits(database: Database) -> None:
                 if (await (await connection.execute(query)).fetchone()) != (0,):
                     return
             await asyncio.sleep(0.02)
+
+
+class Slow(LocalStore):
+    """Something happens between the janitor's last look and its deed."""
+
+    def __init__(self, root: Path, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(root)
+        self._meanwhile = meanwhile
+
+    async def delete(self, key: str) -> None:
+        await self._meanwhile()
+        await super().delete(key)
+
+
+async def test_a_segment_that_comes_again_while_its_orphan_goes_is_not_lost(database: Database, tmp_path: Path) -> None:
+    async def again() -> None:
+        acknowledged.append((await segments.take(recording, Said(track_id="1", index=1), body(), still))[0])
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"media"
+
+    async def still(_: Connection) -> None:
+        """The right stands."""
+
+    acknowledged: list[Chunk] = []
+    recording = await a_recording(database)
+    store = SpooledStore(Slow(tmp_path / "store", again))
+    segments = Segments(database, store, host="", limit_bytes=1 << 20, reserve_bytes=0, now_us=lambda: 0)
+    await put(store, a_key(recording, 1))  # killed between the object and the row
+    assert await at_once(database, store).collect_orphans() == 1
+    assert await there(store) == {acknowledged[0].key}
+    assert (await store.head(acknowledged[0].key)).size == 5
+    await store.close()
+
+
+async def test_of_equal_segments_that_come_at_once_one_object_is_left_and_a_refused_one_leaves_none(database: Database, store: SpooledStore) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"media"
+
+    async def still(_: Connection) -> None:
+        """The right stands."""
+
+    async def lost(_: Connection) -> None:
+        raise Forbidden
+
+    recording = await a_recording(database)
+    segments = Segments(database, store, host="here", limit_bytes=1 << 20, reserve_bytes=0, now_us=lambda: 0)
+    taken = await asyncio.gather(*(segments.take(recording, Said(track_id="1", index=1), body(), still) for _ in range(8)))
+    with pytest.raises(Forbidden):
+        await segments.take(recording, Said(track_id="1", index=2), body(), lost)
+    assert sorted(fresh for _, fresh in taken) == [False] * 7 + [True]
+    assert await there(store) == {row.key for row, _ in taken}

@@ -187,6 +187,23 @@ def test_runs_that_claim_four_billion_samples_cost_nothing(size: int) -> None:
     lies_within(index, 0, len(head) + 100_000)
 
 
+def test_two_kilobytes_do_not_make_a_million_rows() -> None:
+    head = FILES["B-mp4"][: FILES["B-mp4"].find(b"moof") - 4]
+    trun = box(b"trun", (1).to_bytes(4, "big"), b"\xff" * 4, (0).to_bytes(4, "big"))
+    tfhd = box(b"tfhd", (0x020018).to_bytes(4, "big"), (1).to_bytes(4, "big"), (1).to_bytes(4, "big"), (1).to_bytes(4, "big"))
+    moof = box(b"moof", box(b"mfhd", bytes(8)), box(b"traf", tfhd, box(b"tfdt", bytes(8)), trun))
+    index, carry = index_head(head + moof + box(b"mdat", bytes(1000)))
+    assert "trun@" in index.warning
+    assert len(carry) < 100_000  # what waits is unpacked again for each cut that follows
+    assert len(index.samples) < 2000
+
+
+@pytest.mark.parametrize("junk", [b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", b"hello, this is no media at all", b"\x89PNG\r\n\x1a\n" + bytes(99)])
+def test_junk_behind_a_whole_mp4_is_said_to_be_no_media(junk: bytes) -> None:
+    _, carry = index_head((DATA / "B-mp4" / "0000.mp4").read_bytes())
+    assert index_cut(junk, carry)[0].warning
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_million_tiny_elements_are_walked_in_time(name: str) -> None:
     filler = b"\0\0\0\x08free" if "mp4" in name else b"\xec\x80"

@@ -121,3 +121,18 @@ def test_overlapped_recorders_lose_no_frame_and_ask_for_their_mends() -> None:
     joins = joins_wanted(facts, segments)
     assert 3 <= len(joins) <= 5
     assert all(0 < join.hole_us < PACKET_US and 170_000 <= -join.offset_us <= 230_000 for join in joins)
+
+
+@pytest.mark.parametrize("at", [3, 195, 217, 300, 1_000, 10_000])
+@pytest.mark.parametrize("name", ["A-webm-h264", "A-vp9", "A-mp4-avc1"])
+def test_a_first_cut_of_any_size_leaves_its_set_up_to_later_ones(name: str, at: int) -> None:
+    whole = b"".join(path.read_bytes() for path in sorted((DATA / name).glob("0*")))
+    segments, carry = [], b""
+    for number, data in enumerate((whole[:at], whole[at:400_000], whole[400_000:]), 1):
+        index, carry = index_cut(data, carry) if carry else index_head(data)
+        segments.append(Taken(number, f"k{number}", len(data), PAGE_US if number == 1 else None, index, number))
+    layout = lay_out(TrackFacts("1", closed=True, origin_us=PAGE_US), segments)
+    lane = next(lane for lane in layout.placement.lanes if lane.kind is Kind.VIDEO)
+    assert len(lane) == 720
+    assert all(one.setup or one.codec == "vp9" for one in lane.setups)
+    assert layout.gaps == ()

@@ -1,5 +1,6 @@
 """Recordings over HTTP: every field, every list, playing and downloading, as the contract has them."""
 
+import base64
 import hashlib
 import os
 import re
@@ -341,6 +342,41 @@ def test_a_browser_that_follows_a_link_to_nothing_gets_a_page(house: House) -> N
             answer = browser.get("/nosuch", headers={"accept": accepted})
             assert (answer.status_code, answer.headers["content-type"]) == (404, kind)
         assert browser.get("/api/v1/nosuch", headers={"accept": "text/html"}).headers["content-type"] == "application/problem+json"
+
+
+def test_a_stated_digest_is_that_of_the_bytes_that_come(admin: httpx2.Client, finished: Taken) -> None:
+    for asked in ("", "?format=mp4", "?format=webm"):
+        answer = admin.get(f"/api/v1/recordings/{finished.id}/download{asked}")
+        stated = answer.headers.get("repr-digest")
+        assert stated in {None, f"sha-256=:{base64.b64encode(hashlib.sha256(answer.content).digest()).decode()}:"}
+        assert stated or asked
+
+
+def test_ranges_of_the_fast_lane_are_counted(admin: httpx2.Client, finished: Taken) -> None:
+    def counted() -> float:
+        return sum(
+            float(line.split()[1]) for line in admin.get("/metrics").text.splitlines() if line.startswith('roomtape_requests_total{method="GET",status="206"}')
+        )
+
+    url, before = admin.post(f"/api/v1/recordings/{finished.id}/playback").json()["mp4_url"], counted()
+    for _ in range(5):
+        assert admin.get(url, headers={"range": "bytes=0-99"}).status_code == 206
+    assert counted() == before + 5
+
+
+def test_a_participant_does_not_see_what_is_in_the_trash(house: House, admin: httpx2.Client) -> None:
+    taken, guest = begin(admin, name()), name()
+    fill(admin, taken, segments("B-vp9")[:1])
+    assert completed(admin, taken)["status"] == "completed"
+    put = admin.put(f"/api/v1/meetings/{taken.meeting_id}/participants/{guest}", json={"full_name": "Guest", "role": "PARTICIPANT"})
+    patched = admin.patch(f"/api/v1/recordings/{taken.id}", json={"visibility": "participants"})
+    assert (put.status_code, patched.status_code) == (200, 200), (put.text, patched.text)
+    with house.client() as browser:
+        assert browser.post("/login", data={"token": house.login_token(guest)}).status_code == 303
+        house.sql("UPDATE sessions SET roles = '{}' WHERE user_id = %s", guest)  # login links are for administrators
+        assert browser.get(f"/recordings/{taken.id}").status_code == 200
+        assert admin.delete(f"/api/v1/recordings/{taken.id}").status_code == 200
+        assert browser.get(f"/recordings/{taken.id}").status_code == 404
 
 
 def test_what_plays_grows_while_it_is_recorded(admin: httpx2.Client, running: Taken) -> None:

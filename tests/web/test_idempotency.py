@@ -29,6 +29,15 @@ def test_a_repetition_gets_the_first_answer_and_does_nothing(house: House, host:
         assert other.post(ME, json={"title": "once"}, headers=key).json()["id"] != first.json()["id"], "a key belongs to who sent it"
 
 
+def test_two_programs_know_nothing_of_each_others_keys(house: House) -> None:
+    key = {"idempotency-key": name()}
+    made = []
+    for _ in range(2):
+        with house.client(house.fresh_key("service", None)["key"], user="ann") as program:
+            made.append(program.post(ME, json={"title": "mine"}, headers=key).json()["id"])
+    assert made[0] != made[1]
+
+
 def test_a_key_that_comes_with_another_request_is_422(host: httpx2.Client) -> None:
     key = {"idempotency-key": name()}
     made = host.post(ME, json={"title": "a"}, headers=key).json()

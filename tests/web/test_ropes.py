@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -13,9 +14,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from roomtape.core.errors import NotFound, RoomtapeError
 from roomtape.core.rope import Literal, Rope, Span
+from roomtape.storage.local import LocalStore
 from roomtape.web.lane import FRESH_S, FastLane
 from roomtape.web.protocol import RopeProtocol
 from roomtape.web.ropes import RopeResponse, parse_range
@@ -115,8 +118,9 @@ async def test_head_conditions_and_what_cannot_be_satisfied(tmp_path: Path) -> N
     async with Server(app_of(tmp_path)).running() as server:
         first, headers, body = await server.ask("HEAD /rope HTTP/1.1")
         assert (headers["content-length"], body) == (str(len(whole)), b"")
-        first, _, body = await server.ask('GET /rope HTTP/1.1\nIf-None-Match: "v1"')
-        assert (first, body) == ("HTTP/1.1 304 Not Modified", b"")
+        for known in ('"v1"', 'W/"v1"', '"v0", "v1"', "*"):
+            first, _, body = await server.ask(f"GET /rope HTTP/1.1\nIf-None-Match: {known}")
+            assert (first, body) == ("HTTP/1.1 304 Not Modified", b"")
         first, headers, _ = await server.ask(f"GET /rope HTTP/1.1\nRange: bytes={len(whole)}-")
         assert first.startswith("HTTP/1.1 416")
         assert headers["content-range"] == f"bytes */{len(whole)}"
@@ -365,3 +369,101 @@ async def test_a_reader_that_goes_away_is_no_error_and_others_go_on(tmp_path: Pa
         first, _, body = await server.ask("GET /rope HTTP/1.1")
         assert (first, len(body)) == ("HTTP/1.1 200 OK", rope.size)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_the_lane_gives_what_was_kept_to_readers_alone_for_its_time_alone_under_its_url_alone(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        calls.append(scope["method"])
+        answer = RopeResponse(Rope.of([Literal(scope["query_string"])]), Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+        await (answer if scope["method"] == "GET" else PlainTextResponse("no", 405))(scope, receive, send)
+
+    path = "/api/v1/p/t/recordings/r/download"
+    async with Server(FastLane(application)).running() as server:  # type: ignore[arg-type]
+        for _ in range(2):
+            _, headers, body = await server.ask(f"GET {path}?format=mp4 HTTP/1.1")
+            assert body == b"format=mp4"
+            assert len(headers["x-request-id"]) == 32
+        assert calls == ["GET"]
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert (await server.ask(f"{method} {path}?format=mp4 HTTP/1.1"))[0] == "HTTP/1.1 405 Method Not Allowed"
+        assert (await server.ask(f"GET {path}?format=webm HTTP/1.1"))[2] == b"format=webm"
+        calls.clear()
+        assert FRESH_S <= 1
+        await asyncio.sleep(FRESH_S + 0.1)  # a right may have been lost meanwhile
+        await server.ask(f"GET {path}?format=mp4 HTTP/1.1")
+        assert calls == ["GET"]
+
+
+async def test_a_file_waits_for_what_the_transport_still_holds(tmp_path: Path) -> None:
+    """A head larger than the socket's queue, as that of a long recording is."""
+    head, body = os.urandom(6 << 20), os.urandom(9 << 20)
+    (tmp_path / "big").write_bytes(body)
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(Rope.of([Literal(head), Span("big", 0, len(body))]), Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    def read(port: int) -> bytes:
+        with connected(port) as reader:
+            came = bytearray()
+            while piece := reader.recv(64 << 10):
+                came += piece
+                if len(came) < 2 << 20:
+                    time.sleep(0.005)
+            return bytes(came)
+
+    async with Server(Starlette(routes=[Route("/big", answer)])).running() as server:
+        assert (await asyncio.to_thread(read, server.port)).partition(b"\r\n\r\n")[2] == head + body
+
+
+async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    async with Server(app_of(tmp_path)).running() as server:
+        await server.ask("GET /rope HTTP/1.1\nRange: bytes=0-900000")
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            await server.ask("GET /rope HTTP/1.1\nRange: bytes=0-900000")
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+async def test_links_are_not_followed(tmp_path: Path) -> None:
+    secret, root = tmp_path / "secret", tmp_path / "store"
+    secret.write_bytes(b"s" * 100_000)
+    root.mkdir()
+    (root / "a").symlink_to(secret)
+    store = LocalStore(root)
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(Rope.of([Span("a", 0, 100_000)]), store, media_type="video/mp4", etag="v1")
+
+    application = Starlette(routes=[Route("/link", answer)])
+    application.add_exception_handler(RoomtapeError, lambda _, wrong: PlainTextResponse(wrong.code, wrong.status))
+    async with Server(application).running() as server:
+        _, _, body = await server.ask("GET /link HTTP/1.1")
+        assert b"sss" not in body
+    await store.close()
+
+
+async def test_a_disk_that_fails_while_a_file_goes_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "big").mkdir()  # reading it is an error of the system, as of a disk that is going
+
+    async def answer(_: Request) -> Response:
+        return RopeResponse(Rope.of([Span("big", 0, 100_000)]), Folder(tmp_path), media_type="video/mp4", etag="v1")  # type: ignore[arg-type]
+
+    async with Server(Starlette(routes=[Route("/big", answer)])).running() as server:
+        _, _, body = await server.ask("GET /big HTTP/1.1")
+        assert body == b""
+    assert "answer.cut" in capsys.readouterr().out
+
+
+async def test_who_sends_request_after_request_is_never_late(tmp_path: Path) -> None:
+    """Each packet ends inside of the next request's head: each head has a time of its own."""
+    async with Server(app_of(tmp_path), Hasty).running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        begin, rest = b"HEAD /ro", b"pe HTTP/1.1\r\nHost: x\r\n\r\n"
+        writer.write(begin)
+        for _ in range(15):
+            await asyncio.sleep(0.08)  # of the 0.4 s that a head may take
+            writer.write(rest + begin)
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()

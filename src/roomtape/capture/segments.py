@@ -4,11 +4,12 @@ import asyncio
 import mmap
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from uuid import UUID
 
 import structlog
 
-from roomtape.core.errors import BadInput, Conflict, NotFound, RoomtapeError, StorageFull
+from roomtape.core.errors import BadInput, Conflict, Fault, NotFound, RoomtapeError
 from roomtape.core.keys import chunk_key
 from roomtape.core.lifecycle import TAKING, ChunkState
 from roomtape.core.model import ClockTrust, StoredIn
@@ -58,9 +59,7 @@ class Segments:
         `still` is asked again in the transaction that commits: rights may have been lost while the body came. It raises what it wants to be raised.
         Raises BadInput (`empty_segment`, `digest_differs`), TooLarge, StorageFull, Unavailable, Conflict (`segment_differs`, `recording_completed`).
         """
-        if self._store.free_bytes() < self._reserve_bytes:
-            raise StorageFull(retry_after_s=10)
-        upload = await self._store.intake.take(body, limit=self._limit_bytes)
+        upload = await self._store.intake.take(body, limit=self._limit_bytes, reserve=self._reserve_bytes)
         try:
             return await self._keep(recording, said, upload, still)
         finally:
@@ -73,7 +72,7 @@ class Segments:
             raise BadInput("The bytes that came do not have the sha256 that was stated; send the segment again.", code="digest_differs", sha256=upload.sha256)
         if (there := await self._there(recording, said, upload.sha256)) is not None:
             return there, False
-        key = chunk_key(recording.prefix, recording.id, said.track_id, said.index, upload.sha256)
+        key = chunk_key(recording.prefix, recording.id, said.track_id, said.index, upload.sha256, token_hex(6))
         with mapped(upload.path) as data:  # the mapping outlives the file's name, which `keep` takes
             indexed = await self._index(recording, said, data)
             where = await self._store.keep(upload.path, key, size=upload.size, sha256=upload.sha256)
@@ -91,11 +90,25 @@ class Segments:
                 clock_offset_us=said.clock_offset_us,
                 duration_ms=None if said.duration_ms is None else round(said.duration_ms),
             )
-        row, fresh = await self._commit(new, said, indexed, still)
+        try:
+            row, fresh = await self._commit(new, said, indexed, still)
+        except RoomtapeError as wrong:
+            if wrong.fault is Fault.CALLER:  # refused; of what failed nobody knows whether it was committed
+                await self._drop(new)
+            raise
+        if not fresh and row.key != new.key:  # the same segment came twice at once, and the other one was faster
+            await self._drop(new)
         if fresh:
             log.info("chunk.kept", recording=str(row.recording_id), track=row.track_id, index=row.index, size=row.size_bytes, where=row.stored_in)
             await self._parse_waiting(row)
         return row, fresh
+
+    async def _drop(self, new: NewChunk) -> None:
+        """Removes the object of an upload that no row will name; what is left of one that fails is collected later."""
+        try:
+            await self._store.drop_upload(new.key, where=StoredIn(new.stored_in))
+        except RoomtapeError as wrong:
+            log.warning("chunk.left", key=new.key, code=wrong.code)
 
     async def _index(self, recording: Recording, said: Said, data: mmap.mmap) -> Indexed | None:
         """A head at once, a byte cut when its predecessor is parsed; else it waits (None)."""

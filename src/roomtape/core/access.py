@@ -127,7 +127,7 @@ class MeetingFacts:
 
 @dataclass(frozen=True, slots=True)
 class RecordingFacts:
-    """What of a recording matters for rights; `shared`: an ACL row names the one who asks."""
+    """What of a recording matters for rights; `shared`: an ACL row names the one who asks, which ends in the trash."""
 
     meeting: MeetingFacts
     owner_id: str | None
@@ -163,7 +163,7 @@ def relations(subject: Subject, about: MeetingFacts | RecordingFacts | None) -> 
     if isinstance(about, RecordingFacts) and subject.user_id is not None:
         if subject.user_id == about.owner_id:
             found.add(Relation.OWNER)
-        if about.shared:
+        if about.shared and not about.deleted:
             found.add(Relation.SHARED)
     return frozenset(found)
 

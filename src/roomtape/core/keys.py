@@ -21,9 +21,12 @@ def meeting_prefix(tenant: str, user_id: str, meeting_id: UUID) -> str:
     return f"{before}{user_part(user_id)}/{meeting_id}/"
 
 
-def chunk_key(prefix: str, recording_id: UUID, track: str, index: int, digest: str) -> str:
-    """The object of one segment; the digest in the name makes two different bodies two objects."""
-    return f"{prefix}{recording_id}/chunks/{user_part(track)}/{index:010d}-{digest[:32]}"
+def chunk_key(prefix: str, recording_id: UUID, track: str, index: int, digest: str, upload: str) -> str:
+    """The object of one segment as one upload brought it; `upload`: 12 hex digits of its own.
+
+    No two uploads share an object, so one without a row can be removed for good: nobody is about to name it.
+    """
+    return f"{prefix}{recording_id}/chunks/{user_part(track)}/{index:010d}-{digest[:20]}{upload}"
 
 
 def artifact_key(prefix: str, recording_id: UUID, kind: str, recipe: str) -> str:

@@ -13,6 +13,14 @@ from roomtape.media import codecs
 from roomtape.media.sample import SAMPLE, Samples, Stream, Warnings
 
 MAX_ROWS = 1 << 20  # samples that one file may describe ahead of their bytes: 9 hours of 30 pictures a second
+_FREE_ROWS = 1 << 13
+
+
+def rows_of(size: int) -> int:
+    """How many samples `size` bytes may describe: a table may claim any number of equal ones, and each costs a microsecond here."""
+    return min(MAX_ROWS, _FREE_ROWS + size)
+
+
 FAR = 1 << 60
 _MAX_TRACKS = 64
 _PICTURE = {b"avc1": ("h264", b"avcC"), b"avc3": ("h264", b"avcC"), b"vp09": ("vp9", b"vpcC"), b"vp08": ("vp8", b"vpcC"), b"av01": ("av1", b"av1C")}
@@ -102,14 +110,13 @@ def rows(track: Track, dts: Numbers, cts: Numbers, durations: Numbers, offsets: 
     return found if good.all() else found[good]
 
 
-def moov(buf: Any, at: int, end: int, warnings: Warnings) -> tuple[dict[int, Track], set[int], list[Samples]]:
-    """The body of moov: ({track id: track}, ids that carry neither sound nor pictures, rows of the samples it describes itself)."""
+def moov(buf: Any, at: int, end: int, left: int, warnings: Warnings) -> tuple[dict[int, Track], set[int], list[Samples]]:
+    """The body of moov: ({track id: track}, ids that carry neither sound nor pictures, rows of the samples it describes itself, `left` at most)."""
     tracks: dict[int, Track] = {}
     ignored: set[int] = set()
     tables: list[Samples] = []
     mvhd = child(buf, (at, end), b"mvhd")
     movie_scale = u32(buf, mvhd[0] + (20 if buf[mvhd[0]] else 12)) if mvhd and mvhd[1] - mvhd[0] >= 24 else 0
-    left = MAX_ROWS
     for kind, start, stop in boxes(buf, at, end):
         if kind != b"trak":
             continue

@@ -9,11 +9,13 @@ import numpy as np
 
 from roomtape.media import codecs
 from roomtape.media.carry import KEEP_BYTES, Walker, pack_carry, stream_list, stream_of
-from roomtape.media.isobmff import FAR, MAX_ROWS, Numbers, Track, boxes, child, header, moov, rows, tfhd, u32
+from roomtape.media.isobmff import FAR, Numbers, Track, boxes, child, header, moov, rows, rows_of, tfhd, u32
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Samples, Warnings
 
 _HELD = (b"moov", b"moof")  # taken only when whole; all other boxes are passed by
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -_")
+_TOP = frozenset(  # what may stand outside of every box; anything else is damage, or no MP4 at all
+    (*_HELD, *(b"ftyp styp mdat sidx ssix free skip wide uuid emsg prft mfra meta pdin pnot udta junk".split())),
+)
 _FRAGMENT = b"moof"
 JUDGED = frozenset(("vp8", "vp9", "av1", "h264", "opus"))
 
@@ -81,7 +83,7 @@ def _find_moof(buf: Any, at: int) -> int:
 
 
 def _walk(file: _File, pending: bytes, data: Any, part: Part, start: int = 0) -> tuple[Index, bytes]:
-    walker = _Walker(file, file.at + len(pending) - start)
+    walker = _Walker(file, file.at + len(pending) - start, len(pending) + len(data))
     if pending and len(data):
         pending, start = walker.bridge(pending, data)
     if not pending:
@@ -94,11 +96,11 @@ def _walk(file: _File, pending: bytes, data: Any, part: Part, start: int = 0) ->
 class _Walker(Walker):
     """One pass over one cut: `origin` is the file's byte at which the cut begins, `base` what makes places in a buffer places in the cut."""
 
-    def __init__(self, file: _File, origin: int) -> None:
+    def __init__(self, file: _File, origin: int, size: int) -> None:
         self.file, self.origin = file, origin
         self.found: list[Samples] = [file.ahead]
         self.warnings = Warnings()
-        self.left = max(MAX_ROWS - len(file.ahead), 0)
+        self.left = max(rows_of(size) - len(file.ahead), 0)
 
     def run(self, buf: Any, p: int, base: int) -> int:
         file, n = self.file, len(buf)
@@ -113,7 +115,7 @@ class _Walker(Walker):
                 self.need = 16
                 return p
             kind, body, size = found
-            if size < body - p or not _PLAIN.issuperset(kind):
+            if size < body - p or kind not in _TOP:
                 self.warnings.add("box", p + base)
                 file.lost, p = True, p + 1
                 continue
@@ -151,7 +153,7 @@ class _Walker(Walker):
         if self.file.tracks:
             self.warnings.add("second_moov", at + base)
             return
-        self.file.tracks, ignored, tables = moov(buf, at, end, self.warnings)
+        self.file.tracks, ignored, tables = moov(buf, at, end, self.left, self.warnings)
         self.file.ignored = frozenset(ignored)
         for table in tables:
             self.left -= len(table)

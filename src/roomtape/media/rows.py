@@ -125,7 +125,8 @@ def _streams(
     found: list[tuple[Stream | None, Stream | None]] = []
     codecs = [next((one.codec for one in some), None) for some in held]
     for first, stop in pairwise(edges):
-        streams = next((index.streams for _, index in segments[first:stop] if index.streams), ())
+        told = [index.streams for _, index in segments[first:stop] if index.streams]
+        streams = next((some for some in told if all(one.setup for one in some)), next(iter(told), ()))  # Annex B has its set-up in its first key frame
         pair: list[Stream | None] = []
         for number, kind in enumerate(_KINDS):
             stream = next((one for one in streams if one.kind is kind and _fits(one.codec, codecs)), None)

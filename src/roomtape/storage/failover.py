@@ -79,6 +79,13 @@ class SpooledStore:
             except NotFound:
                 await self._moved_before(key, size)
 
+    async def drop_upload(self, key: str, *, where: StoredIn) -> None:
+        """Removes what `keep` has kept, and no row names."""
+        if where is StoredIn.SPOOL:
+            await self.drop(key)
+        else:
+            await self.primary.delete(key)
+
     async def drop(self, key: str) -> None:
         """Removes the spool's copy; the row must say by now that the primary has it."""
         if self.spool is not None:

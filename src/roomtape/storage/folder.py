@@ -188,10 +188,11 @@ class Folder:
     def _walk(self, parts: Parts, opened: ExitStack, *, make: bool = False) -> list[int]:
         """Descriptors of the root and of each folder in turn."""
         folders = [self._root]
-        for part in parts:
+        for depth, part in enumerate(parts, 1):
             if make:
                 with suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=folders[-1])
+                    self._settled.pop(parts[:depth], None)
             fd = os.open(part, _FOLDER, dir_fd=folders[-1])
             opened.callback(os.close, fd)
             folders.append(fd)
@@ -215,8 +216,8 @@ class Folder:
         """Fsyncs the folder of the object, then each folder above that has an entry not yet known to be on the disk."""
         os.fsync(folders[-1])
         for depth in range(len(parts), 0, -1):
-            found = os.fstat(folders[depth])
-            mark = (found.st_dev, found.st_ino, 0)
+            found, above = os.fstat(folders[depth]), os.fstat(folders[depth - 1])
+            mark = (found.st_dev, found.st_ino, above.st_mtime_ns)  # another process may have removed it and made it anew: the inode may be the same
             if self._settled.get(parts[:depth]) == mark:
                 continue
             os.fsync(folders[depth - 1])

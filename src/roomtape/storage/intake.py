@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from roomtape.core.errors import TooLarge, Unavailable
+from roomtape.core.errors import StorageFull, TooLarge, Unavailable
 from roomtape.core.ports import Stored
 from roomtape.storage import key as keys
 from roomtape.storage.folder import PIECE_BYTES, Folder, told
@@ -74,9 +74,11 @@ class Upload:
             self._ended = True
             if self._fd < 0:
                 return
-            self.path.unlink(missing_ok=True)
-            os.close(self._fd)  # and with it the lock that says that we live
-            self._fd = -1
+            try:
+                self.path.unlink(missing_ok=True)
+            finally:
+                os.close(self._fd)  # and with it the lock that says that we live
+                self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -109,14 +111,17 @@ class Intake:
         """A new upload, to be driven from a thread."""
         return Upload(self._folder)
 
-    async def take(self, body: AsyncIterable[bytes], *, limit: int) -> Upload:
-        """Streams a body into a sealed upload, holding ≤ 1 MiB and a piece of it; the caller closes it. TooLarge beyond `limit` bytes.
+    async def take(self, body: AsyncIterable[bytes], *, limit: int, reserve: int = 0) -> Upload:
+        """Streams a body into a sealed upload, holding ≤ 1 MiB and a piece of it; the caller closes it.
+
+        TooLarge beyond `limit` bytes; StorageFull where less than `reserve` bytes are left on the disk, at the beginning or on the way.
 
         Writing and hashing run in a thread, 1 MiB at a time: a hop costs 0.09 ms, hashing and writing a MiB 0.9 ms that no other request should wait for.
         """
         loop, upload = asyncio.get_running_loop(), Upload(self._folder)
         waiting: list[bytes] = []
         held = taken = 0
+        self._room(reserve)
         with ExitStack() as failed:
             failed.callback(self._pool.submit, upload.close)  # not here: a thread may be in the middle of a write
             async for piece in body:
@@ -126,11 +131,16 @@ class Intake:
                 waiting.append(piece)
                 held += len(piece)
                 if held >= PIECE_BYTES:
+                    self._room(reserve)  # others write too
                     await loop.run_in_executor(self._pool, upload.write, *waiting)
                     waiting, held = [], 0
             await loop.run_in_executor(self._pool, _finish, upload, waiting)
             failed.pop_all()
         return upload
+
+    def _room(self, reserve: int) -> None:
+        if reserve and self._folder.free_bytes() < reserve:
+            raise StorageFull(retry_after_s=10)
 
 
 def _finish(upload: Upload, pieces: list[bytes]) -> None:

@@ -20,7 +20,7 @@ from roomtape.media import index as media
 from roomtape.storage.failover import SpooledStore
 
 NOT_INDEXED = "not_indexed"
-_IN_LOOP_BYTES = 64 << 10  # a hostile segment can ask for a millisecond for each kilobyte; more goes to a thread
+_IN_LOOP_BYTES = 4 << 10  # a hostile segment can ask for 10 ms (isobmff.rows_of); larger ones go to a thread, and most are larger
 _MOST_BYTES = 1 << 40
 
 
@@ -65,7 +65,8 @@ def index_after_hole(data: Any, carry: bytes | None) -> Indexed:
 
 def _indexed(index: media.Index, carry: bytes, *, starts_file: bool) -> Indexed:
     samples = index.samples
-    warning = (NOT_INDEXED if starts_file and not index.streams and index.warning else index.warning) or None
+    nothing = not index.streams if starts_file else not len(samples)
+    warning = (NOT_INDEXED if nothing and index.warning else index.warning) or None
     if not len(samples):
         return Indexed(media.pack(index), carry, starts_file, warning=warning)
     ends = samples["time_us"] + samples["duration_us"]

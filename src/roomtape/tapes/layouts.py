@@ -116,19 +116,17 @@ class Layouts:
         """Something was committed: the layout is made soon, so that at stop only the last of it is new."""
         self._fresh[recording.id] = recording
 
-    async def keep_warm(self, *, every_s: float = 10.0) -> None:
-        """Looks at what was noted, for ever, but seldom: laying out some segments costs as much as one. Lists have their durations from here."""
-        while True:
-            await asyncio.sleep(every_s)
-            noted, self._fresh = self._fresh, {}
-            for recording in noted.values():
-                try:
-                    tape = await self.tape(recording)
-                    if (main := tape.main()) is not None:
-                        async with self._database.transaction() as connection:
-                            await ledger.note_duration(connection, recording.id, tape.layouts[main].end_us)
-                except RoomtapeError as wrong:
-                    log.warning("layout.cold", recording=str(recording.id), code=wrong.code)
+    async def warm(self) -> None:
+        """Lays out what was noted since the last time; to be called seldom: some segments cost as much as one. Lists have their durations from here."""
+        noted, self._fresh = self._fresh, {}
+        for recording in noted.values():
+            try:
+                tape = await self.tape(recording)
+                if (main := tape.main()) is not None:
+                    async with self._database.transaction() as connection:
+                        await ledger.note_duration(connection, recording.id, tape.layouts[main].end_us)
+            except RoomtapeError as wrong:
+                log.warning("layout.cold", recording=str(recording.id), code=wrong.code)
 
     async def _tape(self, recording: Recording, reel: _Reel) -> Tape:
         async with self._database.transaction() as connection:
@@ -169,9 +167,8 @@ class Layouts:
     def _given_up(self, recording: Recording, track: Track, held: _Held) -> set[int]:
         """Indices that the live edge no longer waits for: missing for `wait_s` while later ones are there."""
         already = set(track.live_skips)
-        if recording.status not in OPEN or not held.taken:
-            return already
-        newest, missing = held.taken[-1].index, set[int]()
+        open_ = recording.status in OPEN and bool(held.taken)
+        newest, missing = held.taken[-1].index if open_ else 0, set[int]()
         if len(held.taken) < newest < len(held.taken) + 10_000:
             missing = set(range(1, newest)).difference(already, (one.index for one in held.taken))
         now = self._now_us()

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from roomtape.core.access import Standing, Subject
+from roomtape.core.access import Standing
 from roomtape.core.errors import RoomtapeError
 from roomtape.db import answers
 from roomtape.db.rows import Answer
@@ -62,27 +62,28 @@ class Idempotency:
         if subject.standing is Standing.ANONYMOUS:  # nothing is done for nobody, and nothing kept
             await self.app(request.scope, heard.receive, heard.send)
             return heard.response()
+        owner = f"{subject.label}:{subject.key or ''}"  # two programs know nothing of each other's keys
         digest = sha256(f"{request.url.path}?{request.url.query}\n".encode() + heard.asked).hexdigest()
         async with services.database.transaction() as connection:
-            held, ours = await answers.claim(connection, subject.tenant, subject.label, key, route=request.url.path, request_hash=digest)
+            held, ours = await answers.claim(connection, subject.tenant, owner, key, route=request.url.path, request_hash=digest)
         if not ours:
             return _repeated(held, digest)
-        request.scope[_NAMING] = Naming(f"{subject.tenant}\n{subject.label}\n{key}\n{digest}", round(held.first_at.timestamp() * 1000))
+        request.scope[_NAMING] = Naming(f"{subject.tenant}\n{owner}\n{key}\n{digest}", round(held.first_at.timestamp() * 1000))
         try:
             await self.app(request.scope, heard.receive, heard.send)
         finally:
-            await _settle(services, subject, key, held, heard)
+            await _settle(services, subject.tenant, owner, key, held, heard)
         return heard.response()
 
 
-async def _settle(services: Services, subject: Subject, key: str, held: Answer, heard: "_Heard") -> None:
+async def _settle(services: Services, tenant: str, owner: str, key: str, held: Answer, heard: "_Heard") -> None:
     """Keeps what was decided; a refusal by the state of things, or a failure, leaves the key to the next try."""
     try:
         async with services.database.transaction() as connection:
             if 200 <= heard.status < 300 or heard.status == 422:
-                await answers.keep(connection, subject.tenant, subject.label, key, held, status=heard.status, body=bytes(heard.body))
+                await answers.keep(connection, tenant, owner, key, held, status=heard.status, body=bytes(heard.body))
             else:
-                await answers.release(connection, subject.tenant, subject.label, key, held)
+                await answers.release(connection, tenant, owner, key, held)
     except RoomtapeError as wrong:  # what was done is done: its answer goes out, and a repetition does it again under the same ids
         log.warning("idempotency.unsettled", why=wrong.code)
 

@@ -10,6 +10,7 @@ from roomtape.web.ropes import RopeResponse
 
 FRESH_S = 1.0  # so long a right that was lost still plays; every further request is judged anew
 _KEPT, _MOST_BYTES = 256, 64 << 20
+_METHODS = frozenset({"GET", "HEAD"})
 _PREFIX, _SUFFIX = "/api/v1/p/", "/download"
 
 
@@ -22,7 +23,7 @@ class FastLane:
         self._kept: OrderedDict[tuple[str, bytes], tuple[RopeResponse, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].endswith(_SUFFIX) or not scope["path"].startswith(_PREFIX):
+        if scope["type"] != "http" or scope["method"] not in _METHODS or not scope["path"].endswith(_SUFFIX) or not scope["path"].startswith(_PREFIX):
             await self.app(scope, receive, send)
             return
         kept = self._kept.get((scope["path"], scope["query_string"]))

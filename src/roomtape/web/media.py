@@ -169,7 +169,7 @@ async def download_recording(
     ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_").replace("%", "_")
     encoded = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02X}" for byte in filename.encode())
     headers = {**_PRIVATE, "content-disposition": f"{kind}; filename=\"{ascii_name}.{made}\"; filename*=UTF-8''{encoded}.{made}"}
-    if tape.recording.sha256 is not None and track_id is None and format in {None, made}:
+    if tape.recording.sha256 is not None and track_id is None and format is None:  # the digest is of that form
         headers["repr-digest"] = f"sha-256=:{_base64(tape.recording.sha256)}:"
     return RopeResponse(rope, services.store, media_type=playback.media_type(made, tape.layouts[name]), etag=etag, headers=headers)
 

@@ -12,6 +12,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from roomtape.core.errors import Unavailable
+
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _AT_ONCE = 1 << 20
 _QUEUE = 256 << 10  # bytes on their way to one reader: with the kernel's 4 MB a proxy beside us reads at half the speed, and a thousand slow readers hold 4 GB
@@ -40,7 +42,8 @@ class RopeProtocol(HttpToolsProtocol):
         self._reading = _Reading.HEADERS
         self._watch: asyncio.TimerHandle | None = None
         self._watched = _Reading.NOTHING
-        self._came = 0
+        self._anew = False
+        self._came = self._heads = 0
         self._frames = 0
         self._socket, self._writing = -1, -1
         self._waiter: asyncio.Future[None] | None = None
@@ -66,16 +69,17 @@ class RopeProtocol(HttpToolsProtocol):
         self._came += len(data)
         self._frames += len(data)
         super().data_received(data)
-        if self._reading is not self._watched:
+        if self._anew or self._reading is not self._watched:
+            self._anew = False
             self._unwatch()
             self._expect()
-        if self._reading is _Reading.HEADERS and self._came > self.most_header_bytes and not self.transport.is_closing():
+        if self._reading is _Reading.HEADERS and max(self._came, self._heads) > self.most_header_bytes and not self.transport.is_closing():
             self.send_400_response("The headers of this request are too long.")
         if self._reading is _Reading.BODY and self._frames > 2 * self.most_header_bytes and not self.transport.is_closing():
             self.transport.abort()  # trailers or chunk extensions without end
 
     def on_message_begin(self) -> None:
-        self._reading = _Reading.HEADERS
+        self._reading, self._anew, self._heads = _Reading.HEADERS, True, 0  # each request has a time of its own
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -83,6 +87,7 @@ class RopeProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._heads += len(name) + len(value)
         if self._reading is _Reading.HEADERS:  # what comes behind the body is no header, whatever it is called (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
@@ -107,7 +112,9 @@ class RopeProtocol(HttpToolsProtocol):
 
     def _headers_due(self) -> None:
         self._watch = None
-        if not self.transport.is_closing():
+        if self.cycle is not None and not self.cycle.response_complete:  # who hears an answer is not cut for half of the next request
+            self._expect()
+        elif not self.transport.is_closing():
             self.transport.abort()
 
     def _body_due(self) -> None:
@@ -128,7 +135,7 @@ class RopeProtocol(HttpToolsProtocol):
     async def send_file(self, fd: int, offset: int, size: int) -> int:
         """Sends bytes of an open file as part of the running response's body, without bringing them into this process; how many: fewer where the file ends.
 
-        The response states its length. Raises ConnectionError when the reader is gone or too slow, see `stall_s`. The loop's own sendfile costs as much
+        The response states its length. Raises ConnectionError when the reader is gone or too slow, see `stall_s`; Unavailable when the disk fails. The loop's own sendfile costs as much
         as 300 kB of sending.
         """
         at, end = offset, offset + size
@@ -146,9 +153,11 @@ class RopeProtocol(HttpToolsProtocol):
                     await self._writable()
                 elif at < end:
                     await asyncio.sleep(0)  # a reader as fast as we are is not alone
-        except OSError as gone:
+        except (ConnectionError, TimeoutError) as gone:
             self.transport.abort()
             raise ConnectionResetError from gone
+        except OSError as wrong:
+            raise Unavailable(f"Sending a stored object failed: {os.strerror(wrong.errno or 0)}.", code="storage_error") from wrong
         finally:
             if self._writing >= 0:
                 self.loop.remove_writer(self._writing)

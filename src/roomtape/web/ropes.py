@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+from uuid_utils.compat import uuid7
 
 from roomtape.core.errors import RoomtapeError, Unavailable
 from roomtape.core.ports import Store
@@ -16,7 +17,7 @@ from roomtape.web.protocol import RopeProtocol
 
 log = structlog.get_logger()
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.IGNORECASE)
 _CONDITIONS = frozenset({b"range", b"if-range", b"if-none-match"})
 _OK, _PARTIAL, _NOT_MODIFIED, _UNSATISFIABLE = 200, 206, 304, 416
 _SMALL = 16 << 10  # below this, reading is cheaper than sendfile's bookkeeping
@@ -41,6 +42,8 @@ class RopeResponse(Response):
             lane.keep(scope, self)
         status, start, stop = self._judge(scope)
         headers = self._head_of(status, start, stop)
+        if "request_id" not in scope:  # by the fast lane, past the envelope
+            headers.append((b"x-request-id", uuid7().hex.encode()))
         connection = scope.get("state", {}).get("connection")
         protocol = connection if isinstance(connection, RopeProtocol) else None
         if scope["method"] == "HEAD":
@@ -99,7 +102,7 @@ class RopeResponse(Response):
     def _judge(self, scope: Scope) -> tuple[int, int, int]:
         """Status, and the bytes start ≤ n < stop that are sent."""
         asked = {key: value.decode("latin-1") for key, value in scope["headers"] if key in _CONDITIONS}
-        if self.etag in [tag.strip() for tag in asked.get(b"if-none-match", "").split(",")]:
+        if {"*", self.etag} & {tag.strip().removeprefix("W/") for tag in asked.get(b"if-none-match", "").split(",")}:  # weak comparison (RFC 9110, 13.1.2)
             return _NOT_MODIFIED, 0, 0
         if asked.get(b"if-range", self.etag) != self.etag or b"range" not in asked:
             return _OK, 0, self.rope.size

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from roomtape.capture import control
 from roomtape.capture.segments import Said
 from roomtape.core.access import Standing, Subject, Verb, authorise, may
-from roomtape.core.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn, StorageFull, TooLarge
+from roomtape.core.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn, TooLarge
 from roomtape.core.keys import user_part
 from roomtape.core.lifecycle import OPEN
 from roomtape.core.model import Source
@@ -129,10 +129,9 @@ async def upload_segment(request: Request, services: Of, subject: Asker) -> JSON
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         return await _take(services, subject, _asked(dict(request.query_params)), request.stream())
-    if services.store.free_bytes() < services.settings.reserve_bytes:
-        raise StorageFull(retry_after_s=10)
     form = Form(kind, request.stream())
-    upload = await services.store.intake.take(form.file(), limit=services.settings.max_segment_bytes)  # fields may come after the file
+    limit, reserve = services.settings.max_segment_bytes, services.settings.reserve_bytes
+    upload = await services.store.intake.take(_welcome(request, services, subject, form), limit=limit, reserve=reserve)  # fields may come after the file
     try:
         if not form.has_file:
             raise BadInput("The form has no `file`.", code="file_wanted")
@@ -142,6 +141,18 @@ async def upload_segment(request: Request, services: Of, subject: Asker) -> JSON
         return await _take(services, subject, _asked(fields), _pieces(upload.path))
     finally:
         await asyncio.to_thread(upload.close)
+
+
+async def _welcome(request: Request, services: Services, subject: Subject, form: Form) -> AsyncIterable[bytes]:
+    """The file of a form; where the meeting is named before it, nothing of a stranger's is kept."""
+    asked = False
+    async for piece in form.file():
+        said = {**form.fields, **request.query_params}
+        if not asked and (name := said.get("meetingId") or said.get("meeting_id")):
+            async with services.database.transaction() as connection:
+                await meeting_for(connection, subject, str(name), Verb.SEE_MEETING)
+        asked = True
+        yield piece
 
 
 def _too_large(request: Request, services: Services) -> None:
