@@ -11,7 +11,8 @@ from procrastinate import JobContext
 
 from roomtape.core.errors import RoomtapeError, StorageFull, Unavailable
 from roomtape.core.lifecycle import Status
-from roomtape.db import jobs, ledger
+from roomtape.core.plan import FORM
+from roomtape.db import jobs, ledger, outdated
 from roomtape.db.jobs import Ticket
 from roomtape.library.janitor import Janitor
 from roomtape.media.runner import sweep_jobs
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 
 CONCURRENCY = 2
 _RECONCILE_S = 15.0
+_MEASURE_S = 60.0
+_AT_ONCE = 4  # recordings that are to be measured again at a time
 _SWEEP_S = 600.0
 _SPOOL_S = 2.0
 _GRACE_S = 8.0  # for the jobs that run when the worker is told to end; what they leave is done by the next one
@@ -42,7 +45,7 @@ def register(bench: Bench) -> None:
         try:
             await advance.advance(bench, UUID(recording_id), ticket)
         except (Unavailable, StorageFull):
-            raise  # the database itself is away: the next look asks for it again
+            raise  # the database is away, or the store for what nobody waits for: the next look asks for it again
         except Exception as wrong:
             log.exception("job.failed", recording=recording_id)
             await _rest(bench, UUID(recording_id), ticket, wrong)
@@ -63,6 +66,7 @@ async def work(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Callab
         ready()
         group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s)))
         group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
+        group.create_task(_every(_MEASURE_S, "measure_again", lambda: measure_again(bench)))
         group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))
         group.create_task(_jobs(bench))
 
@@ -129,6 +133,18 @@ async def reconcile(bench: Bench) -> None:
         for recording in await ledger.running_recordings(connection, [Status.PROCESSING]):
             if await advance.forgotten(connection, recording, now):
                 await jobs.ask(bench.queue, connection, recording.id)
+
+
+async def measure_again(bench: Bench) -> None:
+    """Completed recordings whose file an update has changed: until they are measured again, a few at a time, nothing false is said of their bytes."""
+    taken_back = 1
+    while taken_back:
+        async with bench.database.transaction() as connection:
+            taken_back = await outdated.take_back_digests(connection, FORM)
+    async with bench.database.transaction() as connection:
+        for recording_id in await outdated.to_measure(connection, FORM, but=await jobs.put_off(connection), limit=_AT_ONCE):
+            if not await jobs.asked(connection, jobs.waiting_name(recording_id)):
+                await jobs.ask_quietly(bench.queue, connection, recording_id)
 
 
 async def sweep(bench: Bench, janitor: Janitor) -> None:

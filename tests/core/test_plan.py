@@ -63,6 +63,12 @@ def test_a_late_mend_asks_for_the_original_again() -> None:
     assert plan(replace(DONE, unmended=1)) == (Step.MEND, Step.ORIGINAL, Step.COMPLETE)
 
 
+def test_of_what_is_completed_only_the_measure_changes() -> None:
+    completed = replace(DONE, status=Status.COMPLETED)
+    assert plan(completed) == plan(replace(completed, unmended=1)) == ()
+    assert plan(replace(completed, original="of other heads", unmended=1)) == (Step.ORIGINAL,)
+
+
 def test_what_yields_nothing_says_why() -> None:
     nothing = replace(DONE, chunks=0, playable=0)
     assert plan(nothing) == (Step.FAIL,)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from procrastinate import App
 from procrastinate.jobs import Status
+from uuid_utils.compat import uuid7
 
 from roomtape.db import jobs
 from roomtape.db.database import Connection, Database, scalar
@@ -177,6 +178,15 @@ async def test_a_job_that_kills_each_worker_ends_after_three_attempts(database: 
             outcomes += [taken.outcome for taken in await jobs.take_over(connection)]
     assert outcomes == ["again", "again", "failed"]
     assert await manager.fetch_job(queues=None, worker_id=await manager.register_worker()) is None
+
+
+async def test_what_nobody_waits_for_is_done_last_and_one_at_a_time(database: Database, queue: App) -> None:
+    async with database.transaction() as connection:
+        quiet = [await jobs.ask_quietly(queue, connection, uuid7()) for _ in range(2)]
+        wanted = await jobs.ask(queue, connection, uuid7())
+    worker_id = await queue.job_manager.register_worker()
+    fetched = [await queue.job_manager.fetch_job(queues=None, worker_id=worker_id) for _ in range(3)]
+    assert [job.id if job else None for job in fetched] == [wanted, quiet[0], None]
 
 
 @pytest.mark.parametrize(("silent_s", "outcomes"), [(80, []), (100, ["again"])])

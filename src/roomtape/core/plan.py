@@ -7,7 +7,8 @@ from hashlib import sha256
 
 from roomtape.core.lifecycle import Status
 
-HEADS = "3"  # raised when the generated heads change: what was measured of the old ones is measured again
+HEADS = "3"  # raised when the generated heads change: the worker finds by FORM what was measured of the old ones, and it is measured again
+FORM = f"{HEADS}-"  # what each recipe begins with
 
 
 class Step(StrEnum):
@@ -40,16 +41,21 @@ class Facts:
 
 
 def recipe(inputs: Iterable[tuple[str, int, str]], mends: int) -> str:
-    """The digest of everything the original is made of: (track, index, sha256) of each chunk, the mended joins, the form of our heads."""
-    digest = sha256(f"heads {HEADS} mends {mends}\n".encode())
+    """Names everything the original is made of: the form of our heads, then a digest of the mended joins and of (track, index, sha256) of each chunk."""
+    digest = sha256(f"mends {mends}\n".encode())
     for track, index, body in sorted(inputs):
         digest.update(f"{track} {index} {body}\n".encode())
-    return digest.hexdigest()
+    return FORM + digest.hexdigest()
 
 
 def plan(facts: Facts) -> tuple[Step, ...]:
-    """The steps still missing, in order; empty when nothing is to be done."""
+    """The steps still missing, in order; empty when nothing is to be done.
+
+    Of what is completed only the measure may change, with the form of our heads: its joins, its state and the event of its end stay.
+    """
     steps = [Step.MOVE] if facts.spooled else []
+    if facts.status is Status.COMPLETED:
+        return (*steps, Step.ORIGINAL) if facts.original != facts.inputs else tuple(steps)
     if facts.unmended:
         steps.append(Step.MEND)
     if facts.status is not Status.PROCESSING:

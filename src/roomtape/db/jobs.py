@@ -46,6 +46,10 @@ _TAKE_OVER = f"""
              ELSE procrastinate_retry_job_v2(id, now(), NULL, NULL, NULL) END
     FROM mine ORDER BY id
 """
+_PUT_OFF = """
+    SELECT (args ->> 'recording_id')::uuid FROM procrastinate_jobs job WHERE task_name = %s AND status = 'failed'
+      AND EXISTS (SELECT 1 FROM procrastinate_events e WHERE e.job_id = job.id AND e.at > now() - interval '1 day')
+"""
 
 
 class TakenOver(NamedTuple):
@@ -142,6 +146,12 @@ async def ask(app: App, connection: Connection, recording_id: UUID, *, at: datet
     return await defer(app, connection, ADVANCE, lock=name, queueing_lock=name, schedule_at=at, recording_id=str(recording_id))
 
 
+async def ask_quietly(app: App, connection: Connection, recording_id: UUID) -> int:
+    """The same for what nobody waits for: it comes after everything else, and one at a time on all workers, so that each has a hand free."""
+    name = waiting_name(recording_id)
+    return await defer(app, connection, ADVANCE, lock=f"{ADVANCE}:quietly", queueing_lock=name, priority=-1, recording_id=str(recording_id))
+
+
 def waiting_name(recording_id: UUID) -> str:
     """The queueing lock of looks at a recording."""
     return f"{ADVANCE}:{recording_id}"
@@ -155,6 +165,7 @@ async def defer(
     lock: str | None = None,
     queueing_lock: str | None = None,
     schedule_at: datetime | None = None,
+    priority: int = 0,
     **args: Any,
 ) -> int:
     """Puts a job into the queue as part of the caller's transaction and returns its id.
@@ -162,7 +173,7 @@ async def defer(
     With a queueing_lock, one that waits already is kept and its id returned; it is held until this transaction ends, so that no worker starts it before
     it can see what we write. `lock`: jobs with the same one run one after another.
     """
-    wanted = app.configure_task(task, lock=lock, queueing_lock=queueing_lock, schedule_at=schedule_at, connection=connection)
+    wanted = app.configure_task(task, lock=lock, queueing_lock=queueing_lock, schedule_at=schedule_at, priority=priority, connection=connection)
     for _ in range(5):
         try:
             async with connection.transaction():  # a savepoint: a refused insert must not end the caller's transaction
@@ -200,6 +211,11 @@ async def asked(connection: Connection, queueing_lock: str) -> bool:
     """Whether a job with this queueing lock waits or is being done, be it by a worker that is dead and not yet missed."""
     query = "SELECT EXISTS (SELECT 1 FROM procrastinate_jobs WHERE queueing_lock = %(lock)s AND status IN ('todo', 'doing'))"
     return bool(await scalar(connection, query, lock=queueing_lock))
+
+
+async def put_off(connection: Connection) -> set[UUID]:
+    """Recordings whose look failed within a day."""
+    return {name for (name,) in await (await connection.execute(_PUT_OFF, [ADVANCE])).fetchall()}
 
 
 async def job_args(connection: Connection, job_id: int) -> dict[str, Any]:

@@ -49,7 +49,10 @@ class Bench:
 
 
 async def advance(bench: Bench, recording_id: UUID, ticket: Ticket) -> None:
-    """Does what is missing. A store that fails leaves the recording `processing`, with the reason and a time of retry; it is never `failed` for that."""
+    """Does what is missing. A store that fails leaves the recording `processing`, with the reason and a time of retry; it is never `failed` for that.
+
+    Raises Unavailable or StorageFull where a completed recording cannot be measured again.
+    """
     try:
         for _ in range(_ROUNDS):
             if not await _round(bench, recording_id, ticket):
@@ -144,6 +147,8 @@ async def _later(bench: Bench, recording_id: UUID, ticket: Ticket, wrong: Roomta
         if not await jobs.still_mine(connection, ticket):
             return
         recording = await ledger.lock_recording(connection, recording_id)
+        if recording.status is Status.COMPLETED:
+            raise wrong  # nobody waits for it: it is put off, and others have their turn
         await _note(connection, recording, wrong.code, wrong.message, wait)
         await jobs.ask(bench.queue, connection, recording.id, at=datetime.now(UTC) + wait)
     log.warning("step.later", recording=str(recording_id), code=wrong.code, wait_s=wait.total_seconds())
