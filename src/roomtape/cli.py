@@ -32,6 +32,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one [8470]")]
 Data = Annotated[Path | None, typer.Option(help="Folder of all data [./roomtape-data]")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else")]
+_LONGEST_USER = 200
 Fd = Annotated[int | None, typer.Option(hidden=True)]
 
 
@@ -152,7 +153,7 @@ def _part(**said: Any) -> Settings:
 def login(user: Annotated[str, typer.Option(help="User id to sign in as")] = "admin", port: Port = None, data: Data = None, *, as_json: Json = False) -> None:
     """A new one-time login link, beside a running `up`."""
     settings = _beside(load(port=port, data=data))
-    token = _run(parts.login_link(settings, user))
+    token = _run(parts.login_link(settings, _user(user)))
     link = _link(settings, parts.running_port(settings), token)
     _say({"url": link}, link, as_json=as_json)
 
@@ -188,7 +189,11 @@ def create_key(
         raise typer.BadParameter("the role is admin, service or user", param_hint="--role")
     if role == "user" and not user:
         raise typer.BadParameter("a key of role `user` needs --user ID", param_hint="--user")
-    made = _run(parts.create_key(_beside(load(data=data)), name, role, user))
+    if role != "user" and user is not None:
+        raise typer.BadParameter("only a key of role `user` stands for somebody; a service names its user in the header Roomtape-User", param_hint="--user")
+    if not name.strip():
+        raise typer.BadParameter("say what the key is for", param_hint="NAME")
+    made = _run(parts.create_key(_beside(load(data=data)), name, role, _user(user) if user is not None else None))
     _say(made, made["key"], as_json=as_json)
 
 
@@ -205,6 +210,13 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="The id that `keys lis
     """Ends a key at once."""
     _run(parts.revoke_key(_beside(load(data=data)), key_id))
     _say({"id": key_id, "revoked": True}, f"Revoked {key_id}.", as_json=as_json)
+
+
+def _user(name: str) -> str:
+    """A user id as the API takes it."""
+    if not 0 < len(name.strip()) <= _LONGEST_USER:
+        raise typer.BadParameter(f"a user id has 1 to {_LONGEST_USER} characters", param_hint="--user")
+    return name
 
 
 def _run(work_of: Coroutine[Any, Any, Any]) -> Any:

@@ -161,3 +161,19 @@ def test_numbers_and_seconds_that_do_not_fit_are_refused(tmp_path: Path) -> None
         known.write_numbers(tmp_path / "a.mjpeg", 1, first=known.NUMBERS - 29)
     with pytest.raises(ValueError, match="1023"):
         known.write_beeps(tmp_path / "a.wav", 2, first=known.SECONDS - 1)
+
+
+def test_beeps_are_read_at_their_time_at_any_rate(microphone: Path, tmp_path: Path) -> None:
+    other = tmp_path / "44100.wav"
+    with av.open(str(microphone)) as source, av.open(str(other), "w") as out:
+        stream = out.add_stream("pcm_s16le", 44_100, layout="mono")
+        resampler = av.AudioResampler("s16", "mono", 44_100)
+        for frame in source.decode(audio=0):
+            for piece in resampler.resample(frame):
+                out.mux(stream.encode(piece))
+        for piece in resampler.resample(None):
+            out.mux(stream.encode(piece))
+        out.mux(stream.encode(None))
+    right, read = known.read_beeps(microphone), known.read_beeps(other)
+    assert [second for _, second in read] == [second for _, second in right]
+    assert np.allclose([at for at, _ in read], [at for at, _ in right], atol=0.003)

@@ -177,14 +177,11 @@ def test_discarding_twice_discards_one(admin: httpx2.Client, running: Taken) -> 
     assert admin.get(f"/api/v1/recordings/{second['id']}").status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("source", "setting"),
-    [("livekit", "LIVEKIT_URL"), ("agora", "AGORA_APP_ID"), ("rtp", "ROOMTAPE_RTP_IP"), ("discord", "DISCORD_TOKEN"), ("simulated", "demo")],
-)
-def test_a_source_that_is_not_configured_names_its_setting(admin: httpx2.Client, source: str, setting: str) -> None:
+@pytest.mark.parametrize("source", ["livekit", "agora", "rtp", "discord", "simulated"])
+def test_a_source_that_this_version_does_not_know_is_said_so(admin: httpx2.Client, source: str) -> None:
     meeting = admin.post("/api/v1/meetings", json={"source": source, "host_id": name()}).json()
     answer = admin.post(f"/api/v1/meetings/{meeting['id']}/recording/start")
-    assert setting in problem(answer, 409, "source_not_configured")["detail"]
+    assert f"does not record from {source} yet" in problem(answer, 409, "source_not_configured")["detail"]
     assert admin.get(f"/api/v1/meetings/{meeting['id']}").json()["recording_id"] is None, "nothing is ever recorded by a stub"
     assert admin.post(f"/api/v1/meetings/{meeting['id']}/recording/start", json={"source": "segments"}).status_code == 201
 

@@ -15,14 +15,6 @@ from roomtape.db import chunks, jobs, ledger
 from roomtape.db.database import Connection
 from roomtape.db.rows import Meeting, Recording, Track
 
-_SETTING_OF = {
-    Source.LIVEKIT: "LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
-    Source.AGORA: "AGORA_APP_ID, AGORA_CUSTOMER_ID and AGORA_CUSTOMER_SECRET",
-    Source.RTP: "ROOMTAPE_RTP_IP and ROOMTAPE_RTP_PORTS",
-    Source.DISCORD: "DISCORD_TOKEN",
-    Source.SIMULATED: "the command `roomtape demo`",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Closing:
@@ -45,9 +37,7 @@ async def start(
     """A new recording, `pending` until its first media; the one with this id, if it is there. Conflict: already_recording, source_not_configured."""
     wanted = Source(source or meeting.source or default)
     if wanted is not Source.SEGMENTS:
-        raise Conflict(
-            f"Recording from {wanted.value} is not configured here: it needs {_SETTING_OF[wanted]}.", code="source_not_configured", source=wanted.value
-        )
+        raise Conflict(f"This version does not record from {wanted.value} yet, only browser segments.", code="source_not_configured", source=wanted.value)
     prefix = meeting_prefix(meeting.tenant_id, owner_id, meeting.id)
     kept = {name: value for name, value in wishes.items() if value is not None}
     return await ledger.create_recording(

@@ -4,6 +4,7 @@ import asyncio
 import mmap
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from secrets import token_hex
 from uuid import UUID
 
@@ -175,17 +176,21 @@ class Segments:
                     connection,
                     track.recording_id,
                     "clock_untrusted",
-                    f"The clock of track {track.id} is {late_us / 1e6:.0f} s away; it is placed by its arrival.",
+                    f"The clock of track {track.id} is {abs(late_us) / 1e6:.0f} s {'behind' if late_us > 0 else 'ahead'}: it is placed by when it came."
+                    " Set the clock of that device, or send clockOffsetUs.",
                 )
         await chunks.set_clock(connection, track.recording_id, track.id, trust.value, shift_us=shift_us)
         return replace(track, clock=trust.value, clock_shift_us=shift_us)
 
     async def _note_origin(self, connection: Connection, row: Chunk, track: Track) -> None:
         """The recording's zero while it runs: the first first sample that came. When it is closed the layout takes the earliest."""
+        if row.index != 1:
+            return
         recording = await ledger.lock_recording(connection, row.recording_id)
-        if recording.origin_us is None and row.index == 1:
+        if recording.origin_us is None:
             start_us = row.stated_us + track.clock_shift_us if row.stated_us is not None else self._now_us()
-            await ledger.set_fields(connection, row.recording_id, {"origin_us": start_us})
+            began = max(recording.created_at, min(datetime.now(UTC), datetime.fromtimestamp(start_us / 1e6, UTC)))  # its first sample, as far as clocks agree
+            await ledger.set_fields(connection, row.recording_id, {"origin_us": start_us, "started_at": began})
 
 
 def _stated(said: Said, track: Track) -> int | None:

@@ -72,7 +72,7 @@ def short_view(recording: Recording, meeting: Meeting, *, spooled: bool = False)
         "recording_id": str(recording.id),
         "meeting_id": str(recording.meeting_id),
         "room_code": meeting.room_code,
-        "title": recording.title or meeting.title,
+        "title": recording.title.strip() or meeting.title.strip(),
         "description": recording.description,
         "metadata": meeting.metadata,
         "status": recording.status.value,

@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 
 from roomtape.core.errors import RoomtapeError
-from roomtape.core.lifecycle import NEXT, OPEN
+from roomtape.core.lifecycle import NEXT, OPEN, TAKING
 from roomtape.core.model import ClockTrust
 from roomtape.core.plan import HEADS
 from roomtape.core.timeline import Mend
@@ -99,6 +99,7 @@ class Layouts:
         self._reels: OrderedDict[UUID, _Reel] = OrderedDict()
         self._waits: dict[tuple[UUID, str, int], int] = {}
         self._fresh: dict[UUID, Recording] = {}
+        self._warmed = False
 
     async def tape(self, recording: Recording) -> Tape:
         """The recording and the layouts of all its tracks, as of now.
@@ -117,7 +118,14 @@ class Layouts:
         self._fresh[recording.id] = recording
 
     async def warm(self) -> None:
-        """Lays out what was noted since the last time; to be called seldom: some segments cost as much as one. Lists have their durations from here."""
+        """Lays out what was noted since the last time, at first everything that goes on; to be called seldom: some segments cost as much as one.
+
+        Lists have their durations from here.
+        """
+        if not self._warmed:
+            async with self._database.transaction() as connection:
+                self._fresh |= {one.id: one for one in await ledger.running_recordings(connection, list(TAKING))}
+            self._warmed = True
         noted, self._fresh = self._fresh, {}
         for recording in noted.values():
             try:
@@ -136,14 +144,14 @@ class Layouts:
             new = await chunks.chunks_of(connection, recording.id, after_commit_seq=reel.seen, with_index=True)
             pauses = await ledger.pauses_of(connection, recording.id)
             mends = await chunks.mends_of(connection, recording.id)
-            for track in tracks:
-                _take_in(held[track.id], [chunk for chunk in new if chunk.track_id == track.id])
-            if all(chunk.track_id in held for chunk in new):  # else a track was made between two queries: its chunks are read next time
-                reel.seen = max((chunk.commit_seq for chunk in new), default=reel.seen)
-            skips = {track.id: self._given_up(fresh, track, held[track.id]) for track in tracks}
-            for track in tracks:
-                if skips[track.id] - set(track.live_skips):
-                    await chunks.give_up(connection, recording.id, track.id, sorted(skips[track.id] - set(track.live_skips)))
+        await asyncio.to_thread(_take_in, held, new)  # a day of indices takes seconds to unpack
+        if all(chunk.track_id in held for chunk in new):  # else a track was made between two queries: its chunks are read next time
+            reel.seen = max((chunk.commit_seq for chunk in new), default=reel.seen)
+        skips = {track.id: self._given_up(fresh, track, held[track.id]) for track in tracks}
+        if late := {track.id: sorted(skips[track.id] - set(track.live_skips)) for track in tracks if skips[track.id] - set(track.live_skips)}:
+            async with self._database.transaction() as connection:
+                for name, indices in late.items():
+                    await chunks.give_up(connection, recording.id, name, indices)
         origin_us = _origin(fresh, tracks, held)
         facts = {}
         for track in tracks:
@@ -177,7 +185,12 @@ class Layouts:
         return already | {index for index in missing if now - self._waits.setdefault((recording.id, track.id, index), now) >= self._wait_us}
 
 
-def _take_in(held: _Held, new: Sequence[Chunk]) -> None:
+def _take_in(held: Mapping[str, _Held], new: Sequence[Chunk]) -> None:
+    for name, one in held.items():
+        _take(one, [chunk for chunk in new if chunk.track_id == name])
+
+
+def _take(held: _Held, new: Sequence[Chunk]) -> None:
     came: dict[int, Taken] = {}
     for chunk in new:
         if chunk.commit_seq > held.seen:

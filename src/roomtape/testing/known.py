@@ -165,7 +165,7 @@ def read_beeps(path: Path | str) -> list[Seen]:
     beeps = []
     for start, end in edges.reshape(-1, 2):
         heard = UNREADABLE if end - start < 60 else _which(sound[(start + 15) * hop : (end - 10) * hop], rate)
-        beeps.append((float(start) / 1000, heard))
+        beeps.append((float(start) * hop / rate, heard))
     return beeps
 
 

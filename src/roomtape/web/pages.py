@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
@@ -12,7 +13,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.staticfiles import StaticFiles
 
 from roomtape.core.access import MeetingFacts, RecordingFacts, Role, Subject, Verb, Visibility, may
-from roomtape.core.errors import Forbidden, NotFound, NotSignedIn
+from roomtape.core.errors import Forbidden, NotFound, NotSignedIn, RoomtapeError
 
 HERE = Path(__file__).parent
 CSP = (
@@ -120,9 +121,14 @@ async def login_page(request: Request, *, token: str = "", refused: str = "", ta
     return await page(request, "login.html", status=401 if refused else 200, token=token, refused=refused, next=target)
 
 
-async def not_found(request: Request, sentence: str) -> HTMLResponse:
-    """What a person sees who followed a link to nothing."""
-    return await page(request, "not_found.html", subject=await _subject(request), status=404, sentence=sentence)
+async def refused(request: Request, status: int, sentence: str) -> HTMLResponse:
+    """What a person sees who followed a link to nothing, or to what is not for them."""
+    title = "Not found" if status == HTTPStatus.NOT_FOUND else "Not possible"
+    try:
+        subject = await _subject(request)
+        return await page(request, "refused.html", subject=subject, status=status, sentence=sentence, heading=title)
+    except RoomtapeError:  # what is wrong may be the database, which knows who is signed in
+        return await page(request, "refused.html", status=status, sentence=sentence, heading=title)
 
 
 async def _subject(request: Request) -> Subject | None:
@@ -175,7 +181,7 @@ async def recording(request: Request, recording_id: str) -> Response:
     try:
         found = await services.recording_view(subject or Subject(), recording_id)
     except (NotFound, Forbidden, NotSignedIn):
-        return await not_found(request, "There is no recording here that you may see.") if subject else _to_login(request)
+        return await refused(request, 404, "There is no recording here that you may see.") if subject else _to_login(request)
     return await page(request, "recording.html", subject=subject, recording=found, may=rights(subject or Subject(), found))
 
 

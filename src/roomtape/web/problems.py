@@ -28,15 +28,24 @@ def problem(status: int, code: str, detail: str, /, *, retry_after_s: int | None
     return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
-async def _ours(_: Request, wrong: Exception) -> JSONResponse:
+def _browsing(request: Request) -> bool:
+    """Whether a person looks at the answer."""
+    return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
+
+
+async def _ours(request: Request, wrong: Exception) -> Response:
     assert isinstance(wrong, RoomtapeError)
+    if _browsing(request):
+        return await pages.refused(request, wrong.status, wrong.message)
     if wrong.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request.failed", code=wrong.code, fault=wrong.fault.value)
     return problem(wrong.status, wrong.code, wrong.message, retry_after_s=wrong.retry_after_s, **wrong.facts)
 
 
-async def _invalid(request: Request, wrong: Exception) -> JSONResponse:
+async def _invalid(request: Request, wrong: Exception) -> Response:
     assert isinstance(wrong, RequestValidationError)
+    if _browsing(request):
+        return await pages.refused(request, 404, "There is no such page.")
     if any(error["loc"] and error["loc"][0] == "path" for error in wrong.errors()):
         return await _unknown(request)
     if any(error["type"] == "json_invalid" for error in wrong.errors()):
@@ -46,7 +55,7 @@ async def _invalid(request: Request, wrong: Exception) -> JSONResponse:
     return problem(422, BadInput.default_code, f"The request is not understood: {names}.", errors=fields)
 
 
-async def _unknown(request: Request) -> JSONResponse:
+async def _unknown(request: Request) -> Response:
     """A malformed id answers as an unknown one does: 404, and 401 to nobody."""
     try:
         subject = await subject_of(request, request.app.state.services)
@@ -57,8 +66,10 @@ async def _unknown(request: Request) -> JSONResponse:
 
 async def _plain(request: Request, wrong: Exception) -> Response:
     assert isinstance(wrong, HTTPException)
-    if wrong.status_code == HTTPStatus.NOT_FOUND and not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", ""):
-        return await pages.not_found(request, "There is no such page.")
+    if _browsing(request):
+        return await pages.refused(
+            request, wrong.status_code, "There is no such page." if wrong.status_code == HTTPStatus.NOT_FOUND else "This page is not opened like this."
+        )
     codes = {400: "bad_request", 404: NotFound.default_code, 405: "method_not_allowed", 413: TooLarge.default_code}
     sentences = {404: "There is no such page or route.", 405: "This route does not take this method."}
     return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))

@@ -73,13 +73,13 @@ async function once(method, path, { json, body, headers = {}, timeoutMs = 60_000
   }
 }
 
-/** Asks again until the answer decides something. `waiting(problem)` is told of each failure, `alive()` false ends it with that failure. */
+/** Asks again until the answer decides something. `waiting(problem)` is told of each failure, `alive(problem)` false ends it with that failure. */
 export async function insist(ask, { waiting = () => {}, alive = () => true, firstMs = 500, longestMs = 15_000 } = {}) {
   for (let tries = 0; ; tries += 1) {
     try {
       return await ask();
     } catch (problem) {
-      if (!(problem instanceof Problem) || !problem.passing || !alive()) throw problem;
+      if (!(problem instanceof Problem) || !problem.passing || !alive(problem)) throw problem;
       waiting(problem);
       const most = Math.min(longestMs, firstMs * 2 ** tries);
       await sleep(Math.max(problem.retryAfterS * 1000, most * (0.5 + Math.random() / 2))); // jitter: many recorders come back at once

@@ -218,7 +218,8 @@ async function start() {
     const told = { userId, mimeType, ...(title && { title }) };
     where = await insist(
       () => call("POST", "/api/v1/meetings/start-recording", { json: told, headers: { "Idempotency-Key": key }, timeoutMs: 10_000 }),
-      { waiting: (problem) => say(page.trouble, `Not recording yet: ${problem.message} Trying again.`, problem.code), longestMs: 4000 },
+      { waiting: (problem) => say(page.trouble, `Not recording yet: ${problem.message} Trying again.`, problem.code), longestMs: 4000,
+        alive: ({ status, code }) => status !== 401 && code !== "csrf" }, // who signs in later has not pressed the button
     );
   } catch (problem) {
     say(page.trouble, problem.message, problem.code);
