@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,20 @@ def test_an_empty_segment_is_422_and_the_last_index_of_all_is_taken(admin: httpx
     assert complete(admin, taken, allowGaps=True).status_code == 202
     until(lambda: admin.get(f"/api/v1/recordings/{taken.id}/status").json()["status"] in {"completed", "failed"}, "the end")
     assert admin.get(f"/api/v1/recordings/{taken.id}").json()["gaps"]
+
+
+@pytest.mark.parametrize(("stated", "began"), [(0.001, "stated"), (-3600, "created"), (1e9, "arrived"), (2.5e11, "arrived")])
+def test_a_recording_begins_with_its_first_sample_not_before_it_was_made_and_not_in_the_future(admin: httpx2.Client, stated: float, began: str) -> None:
+    taken = begin(admin, name())
+    path = f"/api/v1/recordings/{taken.id}"
+    created = datetime.fromisoformat(admin.get(path).json()["created_at"]).timestamp()
+    sent = min(created + stated, 253_402_300_000)  # the end of the year 9999
+    assert upload(admin, taken, 1, segments()[0], startedAt=repr(sent * 1000), clockOffsetUs=0).status_code == 201
+    started = datetime.fromisoformat(admin.get(path).json()["started_at"]).timestamp()
+    if began == "arrived":
+        assert created < started <= time.time()
+    else:
+        assert started == pytest.approx(created if began == "created" else sent, abs=0.0005)
 
 
 def test_other_bytes_under_the_same_index_are_refused_and_the_first_stay(admin: httpx2.Client, running: Taken) -> None:

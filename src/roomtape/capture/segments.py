@@ -189,7 +189,8 @@ class Segments:
         recording = await ledger.lock_recording(connection, row.recording_id)
         if recording.origin_us is None:
             start_us = row.stated_us + track.clock_shift_us if row.stated_us is not None else self._now_us()
-            began = max(recording.created_at, min(datetime.now(UTC), datetime.fromtimestamp(start_us / 1e6, UTC)))  # its first sample, as far as clocks agree
+            began_us = max(round(recording.created_at.timestamp() * 1e6), min(self._now_us(), start_us))  # its first sample, as far as clocks agree
+            began = datetime.fromtimestamp(began_us / 1e6, UTC)
             await ledger.set_fields(connection, row.recording_id, {"origin_us": start_us, "started_at": began})
 
 
