@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
 from roomtape.capture.segments import Said, Segments
-from roomtape.core.errors import Conflict, Forbidden, Unavailable
+from roomtape.core.errors import Conflict, Forbidden, StorageFull, Unavailable
 from roomtape.core.keys import chunk_key, meeting_prefix
 from roomtape.core.lifecycle import ChunkState, Status
 from roomtape.core.ports import Store
@@ -323,3 +323,18 @@ async def test_of_equal_segments_that_come_at_once_one_object_is_left_and_a_refu
         await segments.take(recording, Said(track_id="1", index=2), body(), lost)
     assert sorted(fresh for _, fresh in taken) == [False] * 7 + [True]
     assert await there(store) == {row.key for row, _ in taken}
+
+
+async def test_what_a_failing_database_refuses_leaves_no_object(database: Database, store: SpooledStore) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"media"
+
+    async def still(connection: Connection) -> None:
+        await connection.execute("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '53100'; END $$")  # as a full disk does, before the commit
+
+    recording = await a_recording(database)
+    segments = Segments(database, store, host="here", limit_bytes=1 << 20, reserve_bytes=0, now_us=lambda: 0)
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            await segments.take(recording, Said(track_id="1", index=1), body(), still)
+    assert await there(store) == set()

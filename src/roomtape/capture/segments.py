@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from roomtape.core.errors import BadInput, Conflict, Fault, NotFound, RoomtapeError
+from roomtape.core.errors import BadInput, Conflict, NotFound, RoomtapeError
 from roomtape.core.keys import chunk_key
 from roomtape.core.lifecycle import TAKING, ChunkState
 from roomtape.core.model import ClockTrust, StoredIn
@@ -91,10 +91,13 @@ class Segments:
                 clock_offset_us=said.clock_offset_us,
                 duration_ms=None if said.duration_ms is None else round(said.duration_ms),
             )
+        whole = False
         try:
-            row, fresh = await self._commit(new, said, indexed, still)
-        except RoomtapeError as wrong:
-            if wrong.fault is Fault.CALLER:  # refused; of what failed nobody knows whether it was committed
+            async with self._database.transaction() as connection:
+                row, fresh = await self._write(connection, new, said, indexed, still)
+                whole = True
+        except RoomtapeError:
+            if not whole:  # rolled back; of a commit that failed nobody knows how it ended
                 await self._drop(new)
             raise
         if not fresh and row.key != new.key:  # the same segment came twice at once, and the other one was faster
@@ -119,7 +122,7 @@ class Segments:
             before = await chunks.get_chunk(connection, recording.id, said.track_id, said.index - 1)
         if before is None or not before.parsed:
             return None
-        return await off_loop(len(data), index_cut, data, before.carry)
+        return await off_loop(len(data) + len(before.carry or b""), index_cut, data, before.carry)
 
     async def _parse_waiting(self, row: Chunk) -> None:
         """What waited behind this segment. The acknowledgement does not depend on it: what cannot be parsed now is parsed with the next segment, or at the end."""
@@ -141,20 +144,19 @@ class Segments:
             raise Conflict("The recording is complete; nothing more is taken. Keep the bytes.", code="recording_completed", state=now.status.value)
         return found
 
-    async def _commit(self, new: NewChunk, said: Said, indexed: Indexed | None, still: Still) -> tuple[Chunk, bool]:
-        async with self._database.transaction() as connection:
-            await chunks.lock_track(connection, new.recording_id, new.track_id)
-            await ledger.lock_recording(connection, new.recording_id)  # before any row of a track, as complete-recording does: no deadlock
-            await still(connection)
-            track = await chunks.upsert_track(
-                connection, new.recording_id, new.track_id, participant_id=said.participant_id, kind=said.kind, source=said.source, mime_type=said.mime_type
-            )
-            track = await self._judge_clock(connection, track, said)
-            row, fresh = await chunks.commit_chunk(connection, _with(new, indexed, _stated(said, track)))
-            if fresh:
-                await self._note_origin(connection, row, track)
-            if fresh and indexed is not None and indexed.carry is not None:
-                await chunks.drop_carry(connection, row.recording_id, row.track_id, row.index - 1)
+    async def _write(self, connection: Connection, new: NewChunk, said: Said, indexed: Indexed | None, still: Still) -> tuple[Chunk, bool]:
+        await chunks.lock_track(connection, new.recording_id, new.track_id)
+        await ledger.lock_recording(connection, new.recording_id)  # before any row of a track, as complete-recording does: no deadlock
+        await still(connection)
+        track = await chunks.upsert_track(
+            connection, new.recording_id, new.track_id, participant_id=said.participant_id, kind=said.kind, source=said.source, mime_type=said.mime_type
+        )
+        track = await self._judge_clock(connection, track, said)
+        row, fresh = await chunks.commit_chunk(connection, _with(new, indexed, _stated(said, track)))
+        if fresh:
+            await self._note_origin(connection, row, track)
+        if fresh and indexed is not None and indexed.carry is not None:
+            await chunks.drop_carry(connection, row.recording_id, row.track_id, row.index - 1)
         return row, fresh
 
     async def _judge_clock(self, connection: Connection, track: Track, said: Said) -> Track:

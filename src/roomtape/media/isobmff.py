@@ -17,7 +17,7 @@ _FREE_ROWS = 1 << 13
 
 
 def rows_of(size: int) -> int:
-    """How many samples `size` bytes may describe: a table may claim any number of equal ones, and each costs a microsecond here."""
+    """How many samples `size` bytes of fragments may describe: a run may claim any number of equal ones, and each costs a microsecond here."""
     return min(MAX_ROWS, _FREE_ROWS + size)
 
 

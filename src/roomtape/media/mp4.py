@@ -9,7 +9,7 @@ import numpy as np
 
 from roomtape.media import codecs
 from roomtape.media.carry import KEEP_BYTES, Walker, pack_carry, stream_list, stream_of
-from roomtape.media.isobmff import FAR, Numbers, Track, boxes, child, header, moov, rows, rows_of, tfhd, u32
+from roomtape.media.isobmff import FAR, MAX_ROWS, Numbers, Track, boxes, child, header, moov, rows, rows_of, tfhd, u32
 from roomtape.media.sample import SAMPLE, Container, Index, Part, Samples, Warnings
 
 _HELD = (b"moov", b"moof")  # taken only when whole; all other boxes are passed by
@@ -100,7 +100,8 @@ class _Walker(Walker):
         self.file, self.origin = file, origin
         self.found: list[Samples] = [file.ahead]
         self.warnings = Warnings()
-        self.left = max(rows_of(size) - len(file.ahead), 0)
+        self.left = max(MAX_ROWS - len(file.ahead), 0)
+        self.claims = max(rows_of(size) - len(file.ahead), 0)  # of runs whose rows have no bytes of their own
 
     def run(self, buf: Any, p: int, base: int) -> int:
         file, n = self.file, len(buf)
@@ -204,8 +205,9 @@ class _Walker(Walker):
         claimed = count = u32(trun, 4)
         if fields:
             count = min(count, (len(trun) - skip) // (4 * len(fields)))
-        elif not defaults[1]:
-            count = 0
+        else:
+            count = min(count, self.claims) if defaults[1] else 0
+            self.claims -= count
         count = min(count, self.left)
         if count < claimed:
             self.warnings.add("trun", place)
@@ -233,6 +235,8 @@ class _Walker(Walker):
         samples, file.ahead = known[there], known[~there]
         samples = samples[np.argsort(samples["offset"], kind="stable")]
         samples["offset"] -= self.origin
+        if file.lost and not len(samples):
+            self.warnings.add("lost", 0)
         self._judge(samples, data)
         self._begin(data, end)
         streams = tuple(track.stream for track in file.tracks.values())

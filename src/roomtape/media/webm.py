@@ -353,6 +353,8 @@ class _Walker(Walker):
         if self.file.short and any(track.stream.annexb for track in self.file.tracks.values()):
             self.warnings.add("annexb_short", 0)
             self.patches = []
+        if self.file.mode == "lost" and not len(samples):
+            self.warnings.add("lost", 0)
         streams = tuple(track.stream for track in self.file.tracks.values())
         return Index(Container.WEBM, part, streams, samples, np.array(self.patches, PATCH), str(self.warnings))
 

@@ -20,7 +20,7 @@ from roomtape.media import index as media
 from roomtape.storage.failover import SpooledStore
 
 NOT_INDEXED = "not_indexed"
-_IN_LOOP_BYTES = 4 << 10  # a hostile segment can ask for 10 ms (isobmff.rows_of); larger ones go to a thread, and most are larger
+_IN_LOOP_BYTES = 4 << 10  # of a segment and its carry: a hostile one can ask for 10 ms (isobmff.rows_of); larger ones go to a thread, and most are larger
 _MOST_BYTES = 1 << 40
 
 
@@ -111,7 +111,7 @@ async def parse_waiting(database: Database, store: SpooledStore, recording_id: U
         if waiting is None or before is None:
             return done
         async with opened(store, waiting) as data:
-            indexed = await off_loop(len(data), index_cut, data, before.carry)
+            indexed = await off_loop(len(data) + len(before.carry or b""), index_cut, data, before.carry)
         await write_down(database, waiting, indexed)
         done += 1
 

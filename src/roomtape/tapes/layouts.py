@@ -133,8 +133,8 @@ class Layouts:
                 if (main := tape.main()) is not None:
                     async with self._database.transaction() as connection:
                         await ledger.note_duration(connection, recording.id, tape.layouts[main].end_us)
-            except RoomtapeError as wrong:
-                log.warning("layout.cold", recording=str(recording.id), code=wrong.code)
+            except (RoomtapeError, ValueError) as wrong:  # a damaged index is one recording's trouble
+                log.warning("layout.cold", recording=str(recording.id), why=str(wrong))
 
     async def _tape(self, recording: Recording, reel: _Reel) -> Tape:
         async with self._database.transaction() as connection:
@@ -144,7 +144,9 @@ class Layouts:
             new = await chunks.chunks_of(connection, recording.id, after_commit_seq=reel.seen, with_index=True)
             pauses = await ledger.pauses_of(connection, recording.id)
             mends = await chunks.mends_of(connection, recording.id)
-        await asyncio.to_thread(_take_in, held, new)  # a day of indices takes seconds to unpack
+        came = await asyncio.to_thread(_unpacked, new)  # a day of them takes seconds
+        for name, one in held.items():
+            _take_in(one, came.get(name, []))
         if all(chunk.track_id in held for chunk in new):  # else a track was made between two queries: its chunks are read next time
             reel.seen = max((chunk.commit_seq for chunk in new), default=reel.seen)
         skips = {track.id: self._given_up(fresh, track, held[track.id]) for track in tracks}
@@ -185,23 +187,24 @@ class Layouts:
         return already | {index for index in missing if now - self._waits.setdefault((recording.id, track.id, index), now) >= self._wait_us}
 
 
-def _take_in(held: Mapping[str, _Held], new: Sequence[Chunk]) -> None:
-    for name, one in held.items():
-        _take(one, [chunk for chunk in new if chunk.track_id == name])
-
-
-def _take(held: _Held, new: Sequence[Chunk]) -> None:
-    came: dict[int, Taken] = {}
+def _unpacked(new: Sequence[Chunk]) -> dict[str, list[tuple[int, Taken]]]:
+    """By track: (commit_seq, segment)."""
+    found: dict[str, list[tuple[int, Taken]]] = {}
     for chunk in new:
-        if chunk.commit_seq > held.seen:
-            indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
-            came[chunk.index] = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq, _us(chunk.arrived_at))
+        indexed = unpack(chunk.index_blob) if chunk.index_blob is not None else None
+        taken = Taken(chunk.index, chunk.key, chunk.size_bytes, chunk.stated_us, indexed, 2 * chunk.commit_seq, _us(chunk.arrived_at))
+        found.setdefault(chunk.track_id, []).append((chunk.commit_seq, taken))
+    return found
+
+
+def _take_in(held: _Held, new: Sequence[tuple[int, Taken]]) -> None:
+    came = {taken.index: taken for seq, taken in new if seq > held.seen}
     if came:
         kept = [one for one in held.taken if one.index not in came]
         held.indexed_bytes += sum(one.indexed.samples.nbytes + one.indexed.patches.nbytes for one in came.values() if one.indexed)
         held.taken = tuple(sorted([*kept, *came.values()], key=attrgetter("index")))
         held.changed = True
-    held.seen = max((chunk.commit_seq for chunk in new), default=held.seen)
+    held.seen = max([held.seen, *(seq for seq, _ in new)])
 
 
 def _origin(recording: Recording, tracks: Sequence[Track], held: Mapping[str, _Held]) -> int:

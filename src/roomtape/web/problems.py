@@ -72,7 +72,9 @@ async def _plain(request: Request, wrong: Exception) -> Response:
         )
     codes = {400: "bad_request", 404: NotFound.default_code, 405: "method_not_allowed", 413: TooLarge.default_code}
     sentences = {404: "There is no such page or route.", 405: "This route does not take this method."}
-    return problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))
+    answer = problem(wrong.status_code, codes.get(wrong.status_code, "http_error"), sentences.get(wrong.status_code, str(wrong.detail)))
+    answer.headers.update(wrong.headers or {})  # Allow
+    return answer
 
 
 async def _unforeseen(request: Request, wrong: Exception) -> JSONResponse:
