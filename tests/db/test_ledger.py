@@ -245,3 +245,12 @@ async def test_a_waiter_is_woken_by_a_commit_long_before_the_poll(database: Data
 async def test_a_waiter_looks_again_after_the_poll_when_no_notice_comes(database: Database) -> None:
     async with outbox.Listener("postgresql://nobody@/none?host=/nonexistent", poll_s=0.05).listening() as listener:
         await asyncio.wait_for(listener.changed(), 5)
+
+
+async def test_an_event_is_found_by_its_id_in_its_tenant_only(database: Database) -> None:
+    async with database.transaction() as connection:
+        recording = await a_recording(connection)
+        await outbox.write_event(connection, recording.id, "recording.health")
+        [event] = await outbox.events_of(connection, recording.id)
+        assert await outbox.event_by_id(connection, TENANT, event.id) == event
+        assert await outbox.event_by_id(connection, "another", event.id) is None

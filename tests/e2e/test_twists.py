@@ -68,6 +68,27 @@ def test_a_recording_goes_on_after_signing_out_and_in_again_elsewhere(own: Brows
     until(lambda: status(page, page.url.rsplit("/", 1)[1]) == "completed", limit_s=30, what="all of it arrived")
 
 
+def test_nothing_records_by_itself_at_the_next_sign_in(own: BrowserContext, roomtape: Roomtape) -> None:
+    """The button was pressed while nobody was signed in: whoever signs in later has not pressed it."""
+    page, other = own.pages[0], own.new_page()
+    page.goto("/record")
+    key = page.get_by_role("button", name="Record")
+    expect(key).to_be_enabled(timeout=20_000)
+    other.goto("/")
+    other.get_by_role("button", name="Sign out").click()
+    expect(other).to_have_url(re.compile("/login"))
+    key.click()
+    expect(page.locator("#trouble")).to_contain_text("You are signed out", timeout=20_000)
+    expect(key).to_be_enabled()
+    sign_in(other, roomtape)
+    expect(other).not_to_have_url(re.compile("/login"))
+    page.wait_for_timeout(5_000)  # longer than it waited between two tries
+    expect(page.locator("[data-state=ready]")).to_be_attached()
+    key.click()
+    expect(page.get_by_role("button", name="Stop")).to_be_enabled(timeout=20_000)
+    page.on("dialog", lambda dialog: dialog.accept())
+
+
 def test_a_recorder_that_is_stopped_elsewhere_says_so_and_sends_the_rest(page: Page) -> None:
     record(page, "Stopped elsewhere")
     expect(page.locator("#safe")).to_contain_text(SAFE, timeout=20_000)

@@ -222,7 +222,8 @@ async function start() {
         alive: ({ status, code }) => status !== 401 && code !== "csrf" }, // who signs in later has not pressed the button
     );
   } catch (problem) {
-    say(page.trouble, problem.message, problem.code);
+    const out = problem.status === 401 || problem.code === "csrf";
+    say(page.trouble, out ? `You are signed out: sign in again in another tab, as ${userId}, and press Record again.` : problem.message, problem.code);
     show("ready");
     return;
   }
