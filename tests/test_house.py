@@ -48,7 +48,7 @@ OWNERS: Mapping[str, set[str]] = {  # each outside technology has one room that 
 }  # fmt: skip
 QUEUE_TYPES = {"procrastinate.App", "procrastinate.JobContext"}
 SUPERVISORS = {  # functions that may catch everything: they say what went wrong and go on; the web's is Starlette's own, see web/problems.py
-    ("worker.py", "_jobs"), ("worker.py", "_every"), ("recorder.py", "run"), ("recorder.py", "_look_at"), ("app.py", "_forever"),
+    ("worker.py", "_jobs"), ("worker.py", "every"), ("recorder.py", "_look_at"),
 }  # fmt: skip
 STARTERS = {"media/runner.py", "db/embedded.py", "db/launch.py", "supervisor.py", "testing/s3.py"}
 MOVERS = {("db/ledger.py", "move"), ("db/ledger.py", "set_fields")}  # the second refuses `status`; a trigger stands behind both
@@ -352,7 +352,7 @@ def test_a_planted_cycle_is_seen() -> None:
         ("core/x.py", "from datetime import UTC, datetime\nfrom roomtape.core.errors import NotFound"),
         ("web/x.py", "from importlib.resources import files"),
         ("pipeline/x.py", "from procrastinate import App"),
-        ("worker.py", "async def _every():\n    try:\n        pass\n    except Exception:\n        pass"),
+        ("worker.py", "async def every():\n    try:\n        pass\n    except Exception:\n        pass"),
         ("library/x.py", "import os\ndef run():\n    os.getpid()\nrun()"),
     ],
 )

@@ -30,7 +30,7 @@ from roomtape.library.janitor import Janitor
 from roomtape.media.refusal import MediaError
 from roomtape.media.runner import Runner
 from roomtape.pipeline.advance import Bench
-from roomtape.recorder import Watch
+from roomtape.recorder import EVERY_S, Watch
 from roomtape.settings import Settings
 from roomtape.storage import store as stores
 from roomtape.storage.disk import Disk
@@ -43,7 +43,7 @@ from roomtape.web.protocol import RopeProtocol
 from roomtape.web.services import Services
 from roomtape.web.site import around, site
 from roomtape.web.tokens import TokenJudge
-from roomtape.worker import register, spool_mover
+from roomtape.worker import every, register, spool_mover
 from roomtape.worker import work as work_on
 
 log = structlog.get_logger()
@@ -102,18 +102,6 @@ async def _beside(look: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def _forever(name: str, work: Callable[[], Awaitable[None]], every_s: float) -> None:
-    """A supervisor: does it again and again, and says what went wrong."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("round.failed", round=name)
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            return  # the word to end, of which something on the way has made another error
-        await asyncio.sleep(every_s)
 
 
 async def _look_at(store: SpooledStore) -> None:
@@ -229,7 +217,7 @@ def _application(settings: Settings, ready: Callable[[], None]) -> FastAPI:
             await stack.enter_async_context(listener.listening())
             await stack.enter_async_context(spool_mover(bench, Janitor(database, store, trash_days=settings.trash_days)))
             await stack.enter_async_context(_beside(_look_at(store)))
-            await stack.enter_async_context(_beside(_forever("warm", layouts.warm, _WARM_S)))
+            await stack.enter_async_context(_beside(every(_WARM_S, "warm", layouts.warm)))
             app.state.sandbox = await _level(bench.runner)
             ready()
             yield
@@ -274,7 +262,7 @@ async def record(settings: Settings, ready: Ready) -> None:
 async def _watching(watch: Watch, ready: Ready) -> None:
     await watch.database.ping()
     ready(None)
-    await watch.run()
+    await every(EVERY_S, "watch", watch.look)
 
 
 async def _until_told(work_of: Awaitable[None]) -> None:

@@ -59,17 +59,6 @@ class Watch:
     _tracks: dict[tuple[UUID, str], _Track] = field(default_factory=dict)
     _resumed: dict[UUID, int] = field(default_factory=dict)
 
-    async def run(self) -> None:
-        """For ever: the recorder's supervisor. What goes wrong with one recording is said and does not touch another."""
-        while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("watch.failed")
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                return  # the word to end, of which something on the way has made another error
-            await asyncio.sleep(EVERY_S)
-
     async def look(self) -> None:
         """One round over what is running; what has no media yet is nothing to look at."""
         async with self.database.transaction() as connection:

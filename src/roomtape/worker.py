@@ -64,10 +64,10 @@ async def work(bench: Bench, janitor: Janitor, heartbeat_s: float, ready: Callab
     """Works until it is cancelled; `ready` is called when the queue is open."""
     async with jobs.opened(bench.queue), asyncio.TaskGroup() as group:
         ready()
-        group.create_task(_every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s)))
-        group.create_task(_every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
-        group.create_task(_every(_MEASURE_S, "measure_again", lambda: measure_again(bench)))
-        group.create_task(_every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))
+        group.create_task(every(heartbeat_s, "take_over", lambda: take_over(bench, heartbeat_s)))
+        group.create_task(every(_RECONCILE_S, "reconcile", lambda: reconcile(bench)))
+        group.create_task(every(_MEASURE_S, "measure_again", lambda: measure_again(bench)))
+        group.create_task(every(_SWEEP_S, "sweep", lambda: sweep(bench, janitor)))
         group.create_task(_jobs(bench))
 
 
@@ -94,8 +94,8 @@ async def _jobs(bench: Bench) -> None:
         await asyncio.sleep(1)
 
 
-async def _every(seconds: float, name: str, do: Callable[[], Awaitable[object]]) -> None:
-    """The worker's supervisor: what goes wrong in a round is said, and the next round comes."""
+async def every(seconds: float, name: str, do: Callable[[], Awaitable[object]]) -> None:
+    """A supervisor, for ever: what goes wrong in a round is said, and the next round comes."""
     while True:
         try:
             await do()
@@ -159,9 +159,9 @@ async def sweep(bench: Bench, janitor: Janitor) -> None:
 async def spool_mover(bench: Bench, janitor: Janitor) -> AsyncIterator[None]:
     """Sends what is in this machine's spool while the block runs, and removes what the killed have left; beside whatever takes segments here."""
     tasks = [
-        asyncio.create_task(_every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))),
-        asyncio.create_task(_every(_SWEEP_S, "temporary", bench.store.sweep)),
-        asyncio.create_task(_every(_SWEEP_S, "leftovers", janitor.collect_spool)),
+        asyncio.create_task(every(_SPOOL_S, "spool", lambda: move.move_all(bench.database, bench.store, bench.host))),
+        asyncio.create_task(every(_SWEEP_S, "temporary", bench.store.sweep)),
+        asyncio.create_task(every(_SWEEP_S, "leftovers", janitor.collect_spool)),
     ]
     try:
         yield
