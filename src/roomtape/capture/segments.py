@@ -100,9 +100,9 @@ class Segments:
             if not whole:  # rolled back; of a commit that failed nobody knows how it ended
                 await self._drop(new)
             raise
-        if not fresh and row.key != new.key:  # the same segment came twice at once, and the other one was faster
+        if not fresh:  # the same segment came twice at once, and the other one was faster
             await self._drop(new)
-        if fresh:
+        else:
             log.info("chunk.kept", recording=str(row.recording_id), track=row.track_id, index=row.index, size=row.size_bytes, where=row.stored_in)
             await self._parse_waiting(row)
         return row, fresh

@@ -147,11 +147,11 @@ async def _welcome(request: Request, services: Services, subject: Subject, form:
     """The file of a form; where the meeting is named before it, nothing of a stranger's is kept."""
     asked = False
     async for piece in form.file():
-        said = {**form.fields, **request.query_params}
-        if not asked and (name := said.get("meetingId") or said.get("meeting_id")):
-            async with services.database.transaction() as connection:
-                await meeting_for(connection, subject, str(name), Verb.SEE_MEETING)
-        asked = True
+        if not asked:
+            asked, said = True, {**form.fields, **request.query_params}
+            if name := said.get("meetingId") or said.get("meeting_id"):
+                async with services.database.transaction() as connection:
+                    await meeting_for(connection, subject, str(name), Verb.SEE_MEETING)
         yield piece
 
 
